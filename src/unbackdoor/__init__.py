@@ -1,0 +1,9 @@
+"""Remove the backdoor from an image classifier with one clean image a class."""
+
+from unbackdoor import methods
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._purify import Purified, purify
+from unbackdoor._report import Report
+from unbackdoor._version import __version__
+
+__all__ = ["Purified", "Report", "UnbackdoorError", "__version__", "methods", "purify"]

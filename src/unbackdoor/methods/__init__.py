@@ -1,0 +1,31 @@
+"""Purification methods, one paper a file; ``METHODS`` is the list that commands and benchmarks use."""
+
+from __future__ import annotations
+
+from unbackdoor._errors import UnbackdoorError, unknown_name
+from unbackdoor.methods._base import Method, Progress, Session
+from unbackdoor.methods.awm import AWM
+
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (AWM,)}
+DEFAULT = AWM
+
+__all__ = ["AWM", "DEFAULT", "METHODS", "Method", "Progress", "Session", "get_method"]
+
+
+def get_method(method: Method | str | None, **fields: object) -> Method:
+    """Return a method object from an object, a registry name (with fields) or ``None`` for the default.
+
+    >>> get_method("awm", variant="paper").variant
+    'paper'
+    """
+    if method is None:
+        return DEFAULT(**fields)
+    if isinstance(method, Method):
+        return method
+    if method not in METHODS:
+        raise unknown_name("method", str(method), list(METHODS))
+    try:
+        return METHODS[method](**fields)
+    except TypeError as error:
+        valid = ", ".join(METHODS[method].__dataclass_fields__) or "none"
+        raise UnbackdoorError(str(error), value=fields, fix=f"fields of {method}: {valid}") from error
