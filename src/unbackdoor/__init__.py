@@ -2,8 +2,20 @@
 
 from unbackdoor import methods
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._evaluate import Metrics, accuracy, defence_effectiveness, evaluate
 from unbackdoor._purify import Purified, purify
 from unbackdoor._report import Report
 from unbackdoor._version import __version__
 
-__all__ = ["Purified", "Report", "UnbackdoorError", "__version__", "methods", "purify"]
+__all__ = [
+    "Metrics",
+    "Purified",
+    "Report",
+    "UnbackdoorError",
+    "__version__",
+    "accuracy",
+    "defence_effectiveness",
+    "evaluate",
+    "methods",
+    "purify",
+]
