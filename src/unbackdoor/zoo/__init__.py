@@ -43,7 +43,9 @@ def build(name: str, *, num_classes: int, in_channels: int = 3, input_size: int 
     if name not in ARCHITECTURES:
         raise unknown_name("network", name, list(NAMES))
     if num_classes < 2:
-        raise UnbackdoorError("a classifier needs two or more classes", value=num_classes, fix="num_classes=10")
+        raise UnbackdoorError(
+            "a classifier needs two or more classes", value=num_classes, fix="num_classes=10"
+        )
     if in_channels < 1:
         raise UnbackdoorError("images have one or more channels", value=in_channels, fix="in_channels=3")
     architecture = ARCHITECTURES[name]

@@ -28,7 +28,9 @@ class Architecture:
         """Refuse an input size that the network cannot take."""
         if size >= self.smallest and size % self.multiple == 0:
             return
-        rule = f"at least {self.smallest}" + (f" and a multiple of {self.multiple}" if self.multiple > 1 else "")
+        rule = f"at least {self.smallest}" + (
+            f" and a multiple of {self.multiple}" if self.multiple > 1 else ""
+        )
         nearest = max(self.smallest, round(size / self.multiple) * self.multiple)
         raise UnbackdoorError(
             f"{name} takes square images of {rule} pixels",
