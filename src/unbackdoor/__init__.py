@@ -2,20 +2,9 @@
 
 from unbackdoor import methods
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._evaluate import Metrics, accuracy, defence_effectiveness, evaluate
+from unbackdoor._normalize import Normalize
 from unbackdoor._purify import Purified, purify
 from unbackdoor._report import Report
 from unbackdoor._version import __version__
 
-__all__ = [
-    "Metrics",
-    "Purified",
-    "Report",
-    "UnbackdoorError",
-    "__version__",
-    "accuracy",
-    "defence_effectiveness",
-    "evaluate",
-    "methods",
-    "purify",
-]
+__all__ = ["Normalize", "Purified", "Report", "UnbackdoorError", "__version__", "methods", "purify"]

@@ -38,7 +38,7 @@ def collect(model: nn.Module, images: object, labels: object = None) -> CleanIma
     """Turn tensors, a ``Dataset`` or a ``DataLoader`` into checked ``CleanImages`` on the model's device.
 
     Args:
-        model: decides the device, the floating type and the number of classes (one forward pass in eval mode).
+        model: decides the device, the floating type and the number of classes (one pass in eval mode).
         images: float (N, C, H, W) in [0, 1], or a ``Dataset``/``DataLoader`` of (image, label).
         labels: integer (N,); ``None`` when ``images`` is a data set.
 

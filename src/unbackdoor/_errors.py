@@ -22,3 +22,9 @@ class UnbackdoorError(ValueError):
 def unknown_name(kind: str, name: str, valid: list[str]) -> UnbackdoorError:
     """Return the error for a name that is not in a registry; it lists the valid ones."""
     return UnbackdoorError(f"unknown {kind}", value=repr(name), fix=f"use one of: {', '.join(sorted(valid))}")
+
+
+def require(condition: bool, cause: str, value: object, fix: str) -> None:
+    """Raise ``UnbackdoorError`` unless ``condition`` holds (NaN never does)."""
+    if not condition:
+        raise UnbackdoorError(cause, value=value, fix=fix)

@@ -48,7 +48,7 @@ def maskable_weights(
             raise UnbackdoorError(
                 "two layers share one weight (tied weights); a mask on it would act on both",
                 value=f"{owners[id(weight)]} and {name}",
-                fix=f"untie them first: module.weight = nn.Parameter(module.weight.detach().clone()) for {name}",
+                fix=f"untie them first: layer.weight = nn.Parameter(layer.weight.detach().clone()) for {name}",
             )
         owners[id(weight)] = name
         weights[name] = weight
@@ -56,7 +56,7 @@ def maskable_weights(
         raise UnbackdoorError(
             "the model has no convolution or linear weight to mask",
             value=type(model).__name__,
-            fix="give an nn.Module with Conv or Linear layers (a ScriptModule must be given as its eager original)",
+            fix="give an nn.Module with Conv or Linear layers (for a ScriptModule, its eager original)",
         )
     return weights
 
@@ -78,3 +78,10 @@ def bake_(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     for name, mask in masks.items():
         weight = model.get_parameter(name)
         weight.copy_(torch.where(mask == 0, torch.zeros_like(weight), weight * mask))
+
+
+@torch.no_grad()
+def clip_(masks: Mapping[str, Tensor], low: float = 0.0, high: float = 1.0) -> None:
+    """Clip every mask to [low, high], in place."""
+    for mask in masks.values():
+        mask.clamp_(low, high)
