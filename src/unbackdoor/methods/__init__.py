@@ -5,11 +5,12 @@ from __future__ import annotations
 from unbackdoor._errors import UnbackdoorError, unknown_name
 from unbackdoor.methods._base import Method, Progress, Session
 from unbackdoor.methods.awm import AWM
+from unbackdoor.methods.fine_tune import FineTune
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (AWM,)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (AWM, FineTune)}
 DEFAULT = AWM
 
-__all__ = ["AWM", "DEFAULT", "METHODS", "Method", "Progress", "Session", "get_method"]
+__all__ = ["AWM", "DEFAULT", "METHODS", "FineTune", "Method", "Progress", "Session", "get_method"]
 
 
 def get_method(method: Method | str | None, **fields: object) -> Method:

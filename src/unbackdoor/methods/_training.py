@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from unbackdoor._augment import random_flip
 from unbackdoor._clean import CleanImages
 from unbackdoor.methods._base import Session
 
@@ -86,12 +87,29 @@ def _step(optimizer: Optimizer, loss: Loss, images: Tensor, labels: Tensor) -> f
         value.backward()
         return value
 
-    return float(optimizer.step(closure))
+    return optimizer.step(closure).item()
 
 
 def cross_entropy(model: nn.Module) -> Loss:
     """Return the loss L(f(x), y) of ``model``."""
     return lambda images, labels: functional.cross_entropy(model(images), labels)
+
+
+def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each image by up to an eighth of its size, zeros coming in, and mirror half of them.
+
+    The standard augmentation of small images: a random 32×32 crop after padding by 4, then a flip.
+
+    >>> crop_and_flip(torch.rand(2, 3, 5, 9), torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 3, 5, 9])
+    """
+    count, _, height, width = images.shape
+    rows, cols = (math.ceil(size / 8) for size in (height, width))
+    padded = functional.pad(images, (cols, cols, rows, rows))
+    top = torch.randint(2 * rows + 1, (count,), generator=generator).tolist()
+    left = torch.randint(2 * cols + 1, (count,), generator=generator).tolist()
+    cut = [x[:, i : i + height, j : j + width] for x, i, j in zip(padded, top, left, strict=True)]
+    return random_flip(torch.stack(cut), generator)
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
