@@ -9,12 +9,28 @@ from torch import nn
 
 from unbackdoor._errors import UnbackdoorError, unknown_name
 from unbackdoor.zoo._registry import Architecture
+from unbackdoor.zoo.mobilenet_v2 import MobileNetV2
+from unbackdoor.zoo.plain_cnn import PlainCNN
+from unbackdoor.zoo.preact_resnet import PreActResNet18
+from unbackdoor.zoo.resnet import resnet_18, resnet_20
+from unbackdoor.zoo.shufflenet_v2 import shufflenet_v2_x0_5, shufflenet_v2_x1_0
 from unbackdoor.zoo.small_vgg import SmallVGG
+from unbackdoor.zoo.vgg import VGG19BN
+from unbackdoor.zoo.vit import SmallViT
 from unbackdoor.zoo.wide_resnet import wrn_16_1
 
 ARCHITECTURES: dict[str, Architecture] = {
     "small_vgg": Architecture(SmallVGG, smallest=8),
     "wrn_16_1": Architecture(wrn_16_1, smallest=8),
+    "resnet_18": Architecture(resnet_18, smallest=8),
+    "preact_resnet_18": Architecture(PreActResNet18, smallest=8),
+    "vgg_19_bn": Architecture(VGG19BN, smallest=16),
+    "mobilenet_v2": Architecture(MobileNetV2, smallest=8),
+    "shufflenet_v2_x0_5": Architecture(shufflenet_v2_x0_5, smallest=8),
+    "shufflenet_v2_x1_0": Architecture(shufflenet_v2_x1_0, smallest=8),
+    "resnet_20": Architecture(resnet_20, smallest=8),
+    "small_vit": Architecture(SmallViT, smallest=8, multiple=4),
+    "plain_cnn": Architecture(PlainCNN, smallest=8),
 }
 NAMES: tuple[str, ...] = tuple(ARCHITECTURES)
 

@@ -18,7 +18,7 @@ def _stage(in_channels: int, width: int, dropout: float) -> list[nn.Module]:
     """Return two convolutions of ``width`` channels, 2×2 pooling and dropout."""
     layers: list[nn.Module] = []
     for channels in (in_channels, width):
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ELU(inplace=True)]
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ELU()]
     return [*layers, nn.MaxPool2d(2), nn.Dropout(dropout)]
 
 
