@@ -5,12 +5,23 @@ from __future__ import annotations
 from unbackdoor._errors import UnbackdoorError, unknown_name
 from unbackdoor.methods._base import Method, Progress, Session
 from unbackdoor.methods.awm import AWM
+from unbackdoor.methods.fine_prune import FinePrune
 from unbackdoor.methods.fine_tune import FineTune
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (AWM, FineTune)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (AWM, FineTune, FinePrune)}
 DEFAULT = AWM
 
-__all__ = ["AWM", "DEFAULT", "METHODS", "FineTune", "Method", "Progress", "Session", "get_method"]
+__all__ = [
+    "AWM",
+    "DEFAULT",
+    "FinePrune",
+    "FineTune",
+    "METHODS",
+    "Method",
+    "Progress",
+    "Session",
+    "get_method",
+]
 
 
 def get_method(method: Method | str | None, **fields: object) -> Method:

@@ -18,10 +18,11 @@ def captured(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tenso
 
     Args:
         model: its hooks are removed on leaving the block, also by an exception.
-        names: as in ``model.named_modules()``; modules that put out a tensor.
+        names: as in ``model.named_modules()``; modules that put out no tensor are passed over.
 
     Yields:
-        {name: output of the latest forward pass, with its graph}. A module that runs twice keeps the last.
+        {name: output of the latest forward pass, with its graph}, in the order they ended. A module
+        that runs twice keeps the last.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     >>> with captured(net, ["0"]) as seen:
@@ -32,8 +33,10 @@ def captured(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tenso
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str):
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            outputs[name] = output
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            outputs.pop(name, None)
+            if isinstance(output, Tensor):
+                outputs[name] = output
 
         return hook
 
@@ -48,22 +51,38 @@ def captured(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tenso
 
 
 @torch.no_grad()
-def forward_order(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """Return the outputs of the model's convolutions for ``image``, by name, in the order they ran."""
-    names = [name for name, module in model.named_modules() if is_conv(module)]
-    with captured(model, names) as outputs:
-        model(image)
-    return dict(outputs)
+def forward_order(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Return the image-like outputs (4 dimensions) of all modules, by name, in the order they were finished.
 
-
-def last_of_each_size(outputs: dict[str, Tensor]) -> list[str]:
-    """Return the last name before each change of the spatial size, and the last of all.
-
-    These are the ends of a network's stages ("blocks", "groups") on any architecture.
-
-    >>> sizes = {"a": 8, "b": 8, "c": 4, "d": 2, "e": 2}
-    >>> last_of_each_size({name: torch.empty(1, 1, n, n) for name, n in sizes.items()})
-    ['b', 'c', 'e']
+    A module that runs twice stands where it ran last.
     """
+    model.eval()
+    with captured(model, [name for name, _ in model.named_modules() if name]) as outputs:
+        model(images)
+    return {name: output for name, output in outputs.items() if output.ndim == 4}
+
+
+def stage_ends(model: nn.Module, images: Tensor) -> list[str]:
+    """Return the modules whose output is the last of its spatial size: the ends of a network's stages.
+
+    Outputs of one pixel are left out: they have no spatial pattern.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, stride=2))
+    >>> stage_ends(net, torch.zeros(1, 1, 8, 8))
+    ['1', '2']
+    """
+    outputs = forward_order(model, images)
     runs = itertools.groupby(outputs.items(), key=lambda item: item[1].shape[2:])
-    return [list(run)[-1][0] for _, run in runs]
+    return [list(run)[-1][0] for size, run in runs if size.numel() > 1]
+
+
+def last_hidden_layer(model: nn.Module) -> str | None:
+    """Return the name of the last convolution, or of the last linear layer but one, or None.
+
+    >>> last_hidden_layer(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)))
+    '0'
+    """
+    convs = [name for name, module in model.named_modules() if is_conv(module)]
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    hidden = convs or linears[:-1]
+    return hidden[-1] if hidden else None

@@ -112,6 +112,14 @@ def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return random_flip(torch.stack(cut), generator)
 
 
+@torch.no_grad()
+def share_correct(model: nn.Module, clean: CleanImages) -> float:
+    """Return the share of the clean images that get their label, in eval mode (the model stays in it)."""
+    model.eval()
+    batches = zip(clean.images.split(256), clean.labels.split(256), strict=True)
+    return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(clean)
+
+
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """Let every floating-point parameter take gradients, also frozen ones, and return them in order."""
     return [p.requires_grad_(True) for p in model.parameters() if p.is_floating_point()]
