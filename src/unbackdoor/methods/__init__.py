@@ -5,20 +5,26 @@ from __future__ import annotations
 from unbackdoor._errors import UnbackdoorError, unknown_name
 from unbackdoor.methods._base import Method, Progress, Session
 from unbackdoor.methods.awm import AWM
+from unbackdoor.methods.clp import CLP
 from unbackdoor.methods.fine_prune import FinePrune
 from unbackdoor.methods.fine_tune import FineTune
+from unbackdoor.methods.nft import NFT
+from unbackdoor.methods.rnp import RNP
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (AWM, FineTune, FinePrune)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (AWM, FineTune, FinePrune, CLP, RNP, NFT)}
 DEFAULT = AWM
 
 __all__ = [
     "AWM",
+    "CLP",
     "DEFAULT",
     "FinePrune",
     "FineTune",
     "METHODS",
     "Method",
+    "NFT",
     "Progress",
+    "RNP",
     "Session",
     "get_method",
 ]
