@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class Trigger(abc.ABC):
-    """A map from images to triggered images. Subclasses are frozen keyword-only dataclasses, one paper a file.
+    """A map from images to triggered images: a frozen keyword-only dataclass, one paper a file.
 
     Any randomness of a trigger (a pattern, a warp field) comes from its own ``seed`` field, so that the
     same trigger object always gives the same result. What an attack does only while the victim is trained
@@ -97,6 +97,24 @@ class TrainableTrigger(Trigger):
     @abc.abstractmethod
     def loss_terms(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the weighted scalar losses of the trigger itself on one batch of clean images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisedTrigger(Trigger):
+    """A trigger that its paper optimises on a clean model before the victim is poisoned.
+
+    ``ready = trigger.optimise(clean_model, images)``; the result is in ``ready.state()``. A trigger of this
+    kind that has a generated default can be applied without it, the others raise and say what to call.
+    """
+
+    @abc.abstractmethod
+    def optimise(self, model: nn.Module, images: Tensor) -> Self:
+        """Return this trigger with its pattern optimised.
+
+        Args:
+            model: a clean classifier; not changed, its modes are put back.
+            images: clean images, float (N, C, H, W) in [0, 1], on the model's device.
+        """
 
 
 def tensor_field() -> Any:
