@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -35,10 +36,18 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
-    """Write a record as indented JSON, atomically."""
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    """Write a record as indented JSON, atomically; NaN and infinite values become null."""
+    text = json.dumps(_finite(record), indent=2, allow_nan=False) + "\n"
     with writing(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
@@ -48,11 +57,11 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
         UnbackdoorError: the folder does not exist, ``path`` is a folder, or writing is not allowed.
     """
     target = Path(path)
-    if target.is_dir():
+    if os.path.isdir(target):
         raise _unwritable(target, "it is a folder", "give the name of a file in it")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise _unwritable(target, f"there is no folder {target.parent}", f"mkdir -p {target.parent}")
-    if target.exists() and not os.access(target, os.W_OK):
+    if os.path.exists(target) and not os.access(target, os.W_OK):
         raise _unwritable(target, "the file there is read-only")
     probe = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
