@@ -8,10 +8,14 @@ from unbackdoor.methods.awm import AWM
 from unbackdoor.methods.clp import CLP
 from unbackdoor.methods.fine_prune import FinePrune
 from unbackdoor.methods.fine_tune import FineTune
+from unbackdoor.methods.mcr import MCR
+from unbackdoor.methods.nad import NAD
 from unbackdoor.methods.nft import NFT
 from unbackdoor.methods.rnp import RNP
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (AWM, FineTune, FinePrune, CLP, RNP, NFT)}
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls for cls in (AWM, FineTune, FinePrune, CLP, RNP, NFT, NAD, MCR)
+}
 DEFAULT = AWM
 
 __all__ = [
@@ -20,8 +24,10 @@ __all__ = [
     "DEFAULT",
     "FinePrune",
     "FineTune",
+    "MCR",
     "METHODS",
     "Method",
+    "NAD",
     "NFT",
     "Progress",
     "RNP",

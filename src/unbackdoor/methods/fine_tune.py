@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from unbackdoor._clean import CleanImages
 from unbackdoor.methods._base import Method, Session
-from unbackdoor.methods._training import Augment, count_steps, crop_and_flip, fit, trainable
+from unbackdoor.methods._training import Augment, Loss, count_steps, crop_and_flip, fit, trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,11 @@ class Tuning(Method):
         model: nn.Module,
         clean: CleanImages,
         session: Session,
+        *,
+        loss: Loss | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
-        """Fine-tune ``model`` in place on the cross-entropy; ``after_step`` runs after every step."""
+        """Fine-tune ``model`` in place, on the cross-entropy unless another ``loss`` is given."""
         optimizer = torch.optim.SGD(
             trainable(model), lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
         )
@@ -63,15 +66,20 @@ class Tuning(Method):
             clean,
             session,
             optimizer=optimizer,
-            schedule=CosineAnnealingLR(optimizer, T_max=max(1, steps)),
+            schedule=self.schedule(optimizer, max(1, steps)),
             steps=steps,
             batch_size=self.batch_size,
+            loss=loss,
             augment=self.augmentation,
             freeze_statistics=self.freeze_statistics,
             after_step=after_step,
             phase="fine-tune",
         )
         return {"steps": steps, "loss": final}
+
+    def schedule(self, optimizer: Optimizer, steps: int) -> LRScheduler:
+        """Return the course of the learning rate over ``steps`` batches: a cosine down to zero."""
+        return CosineAnnealingLR(optimizer, T_max=steps)
 
 
 @dataclass(frozen=True, kw_only=True)
