@@ -56,10 +56,20 @@ def read_images(
 
 
 def read_npz(
-    path: Path, *, split: str = "train", classes: tuple[str, ...] | None = None, resize: int | None = None
+    path: Path,
+    *,
+    split: str = "train",
+    classes: tuple[str, ...] | None = None,
+    resize: int | None = None,
+    named: bool = False,
 ) -> LabelledImages:
-    """Read one split of an ``.npz`` file; pickled arrays are refused. Arguments as ``read_images``."""
-    pairs = ((f"x_{split}", f"y_{split}"), (f"{split}_images", f"{split}_labels"), *PLAIN_KEYS)
+    """Read one split of an ``.npz`` file; pickled arrays are refused.
+
+    Arguments as ``read_images``; ``named`` takes only keys that name the split, so that one array can never
+    pass for both.
+    """
+    pairs = ((f"x_{split}", f"y_{split}"), (f"{split}_images", f"{split}_labels"))
+    pairs += () if named else PLAIN_KEYS
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = [pair for pair in pairs if set(pair) <= set(arrays.files)]
@@ -109,12 +119,15 @@ def _number_classes(
         labels = {name: int(name) for name in found}
         return tuple(str(label) for label in range(max(labels.values()) + 1)), labels
     names = tuple(found) if classes is None else classes
-    unknown = sorted(set(found) - set(names))
+    labels = {name: names.index(name) for name in found if name in names}
+    numbers = [name for name in found if name not in labels]
+    labels |= {name: int(name) for name in numbers if name.isdecimal() and int(name) < len(names)}
+    unknown = [name for name in found if name not in labels]
     if unknown:
         raise UnbackdoorError(
             "a sub-folder is not one of the classes", value=unknown[0], fix=f"use one of: {', '.join(names)}"
         )
-    return names, {name: label for label, name in enumerate(names)}
+    return names, labels
 
 
 def _pictures(folder: Path) -> list[Path]:
