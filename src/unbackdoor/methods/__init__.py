@@ -8,13 +8,18 @@ from unbackdoor.methods.awm import AWM
 from unbackdoor.methods.clp import CLP
 from unbackdoor.methods.fine_prune import FinePrune
 from unbackdoor.methods.fine_tune import FineTune
+from unbackdoor.methods.fst import FST
+from unbackdoor.methods.ft_sam import FTSAM
 from unbackdoor.methods.mcr import MCR
 from unbackdoor.methods.nad import NAD
+from unbackdoor.methods.neural_cleanse import NeuralCleanse
 from unbackdoor.methods.nft import NFT
 from unbackdoor.methods.rnp import RNP
+from unbackdoor.methods.sau import SAU
 
 METHODS: dict[str, type[Method]] = {
-    cls.name: cls for cls in (AWM, FineTune, FinePrune, CLP, RNP, NFT, NAD, MCR)
+    cls.name: cls
+    for cls in (AWM, FineTune, FinePrune, CLP, RNP, NFT, NAD, MCR, NeuralCleanse, FTSAM, SAU, FST)
 }
 DEFAULT = AWM
 
@@ -22,6 +27,8 @@ __all__ = [
     "AWM",
     "CLP",
     "DEFAULT",
+    "FST",
+    "FTSAM",
     "FinePrune",
     "FineTune",
     "MCR",
@@ -29,8 +36,10 @@ __all__ = [
     "Method",
     "NAD",
     "NFT",
+    "NeuralCleanse",
     "Progress",
     "RNP",
+    "SAU",
     "Session",
     "get_method",
 ]
