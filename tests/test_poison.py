@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor.attacks._adversarial import AdversarialPerturbation
 from unbackdoor.attacks._base import Trigger
 from unbackdoor.attacks._labels import AllToAll, AllToOne, LabelMap, SourceSpecific
 from unbackdoor.attacks._poison import PoisonedImages, Poisoning
@@ -30,6 +31,18 @@ class White(Trigger):
 
     def cover(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return torch.full_like(images, 100 / 255)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Half(Trigger):
+    """Test trigger: the left column is white."""
+
+    name: ClassVar[str] = "half"
+
+    def apply(self, images: Tensor) -> Tensor:
+        images = images.clone()
+        images[..., 0] = 1
+        return images
 
 
 LABELS = torch.arange(10).repeat(100)
@@ -116,4 +129,19 @@ def test_spec_is_plain_and_complete() -> None:
         "poison_rate": 0.01,
         "clean_label": False,
         "cover_rate": 0.0,
+        "perturbation": None,
     }
+
+
+def test_a_perturbation_moves_the_image_before_the_trigger() -> None:
+    torch.manual_seed(0)
+    surrogate = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
+    perturbation = AdversarialPerturbation(surrogate=surrogate, eps=0.1, steps=3)
+    poisoning = Poisoning(trigger=Half(), poison_rate=0.3, clean_label=True, perturbation=perturbation)
+    grey = torch.full_like(IMAGES, 128)
+    result = poisoning.apply(grey, LABELS, torch.Generator())
+    poisoned = result.images[result.selection.poisoned].float() / 255
+    moved = (poisoned - 128 / 255)[..., 1]
+    assert torch.equal(result.labels, LABELS)
+    assert (poisoned[..., 0] == 1).all() and (moved.abs() > 0.05).all() and (moved.abs() < 0.105).all()
+    assert poisoning.spec()["perturbation"] == {"eps": 0.1, "norm": "linf", "steps": 3}

@@ -90,7 +90,7 @@ class TrainedFeed(Feed):
         poisoned, covers = (self._where(index, role) for role in (1, 2))
         changed = images.clone()
         if len(poisoned):
-            changed[poisoned] = self.trigger.train_apply(images[poisoned], generator)
+            changed[poisoned] = self.poisoning.make_poisoned(images[poisoned], labels[poisoned], generator)
             labels[poisoned] = self.poisoning.poisoned_labels(labels[poisoned])
         if len(covers):
             changed[covers] = self.poisoning.make_covers(images[covers], generator)

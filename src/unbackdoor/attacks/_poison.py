@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor.attacks._adversarial import AdversarialPerturbation
 from unbackdoor.attacks._base import Trigger
 from unbackdoor.attacks._labels import AllToOne, LabelMap, SourceSpecific
 
@@ -54,6 +55,8 @@ class Poisoning:
         cover_rate: cover images (trigger-like change, true label) for one poisoned image; ``None`` takes
             the trigger's own. For a ``SourceSpecific`` map covers are triggered images of the other
             classes, one for one poisoned image by default: without them any class would obey.
+        perturbation: done to the poisoned images before the trigger; the label-consistent attack's, with
+            ``clean_label``.
 
     References:
         Gu et al., *BadNets*, 2017, https://arxiv.org/abs/1708.06733 (poisoning and all-to-all).
@@ -67,6 +70,7 @@ class Poisoning:
     poison_rate: float = 0.1
     clean_label: bool = False
     cover_rate: float | None = None
+    perturbation: AdversarialPerturbation | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.poison_rate <= 1:
@@ -118,14 +122,20 @@ class Poisoning:
         """
         selection = self.select(labels, generator)
         images, true, labels = images.clone(), labels, labels.clone()
-        _change_(images, selection.poisoned, lambda x: self.trigger.train_apply(x, generator))
-        _change_(images, selection.covers, lambda x: self.make_covers(x, generator))
+        _change_(images, true, selection.poisoned, lambda x, y: self.make_poisoned(x, y, generator))
+        _change_(images, true, selection.covers, lambda x, y: self.make_covers(x, generator))
         labels[selection.poisoned] = self.poisoned_labels(true[selection.poisoned])
         return PoisonedImages(images, labels, selection)
 
     def poisoned_labels(self, labels: Tensor) -> Tensor:
         """Return the labels that poisoned images of true ``labels`` are trained with."""
         return labels if self.clean_label else self.label_map(labels)
+
+    def make_poisoned(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the poisoned images made of float ``images`` of true ``labels``."""
+        if self.perturbation is not None:
+            images = self.perturbation(images, labels)
+        return self.trigger.train_apply(images, generator)
 
     def make_covers(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the cover images made of float ``images``."""
@@ -148,6 +158,7 @@ class Poisoning:
             "poison_rate": self.poison_rate,
             "clean_label": self.clean_label,
             "cover_rate": self.covers_each(),
+            "perturbation": None if self.perturbation is None else self.perturbation.fields(),
         }
 
     def _candidates(self, labels: Tensor) -> Tensor:
@@ -172,8 +183,10 @@ def _draw(candidates: Tensor, count: int, generator: torch.Generator, verb: str,
     return members[torch.randperm(len(members), generator=generator)[:count]].sort().values
 
 
-def _change_(images: Tensor, index: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+def _change_(
+    images: Tensor, labels: Tensor, index: Tensor, change: Callable[[Tensor, Tensor], Tensor]
+) -> None:
     """Replace the uint8 ``images`` at ``index`` by what ``change`` makes of them as floats in [0, 1]."""
     for part in index.split(CHUNK):
-        changed = change(images[part].float() / 255).clamp(0, 1)
+        changed = change(images[part].float() / 255, labels[part]).clamp(0, 1)
         images[part] = (changed * 255).round().to(torch.uint8)
