@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from unbackdoor._errors import UnbackdoorError, unknown_name
@@ -12,6 +13,7 @@ from unbackdoor.attacks.badnets import BadNets
 from unbackdoor.attacks.blend import Blend
 from unbackdoor.attacks.bpp import BPP
 from unbackdoor.attacks.clean_label import perturb_adversarially
+from unbackdoor.attacks.fixed import Additive, MaskPattern, Patch, trigger_from_spec
 from unbackdoor.attacks.ftrojan import FTrojan
 from unbackdoor.attacks.input_aware import InputAware
 from unbackdoor.attacks.invisible import L0Inv, L2Inv
@@ -39,6 +41,9 @@ ATTACKS: dict[str, type[Trigger]] = {
         AdaptiveBlend,
         AdaptivePatch,
         TrojanNN,
+        Patch,
+        Additive,
+        MaskPattern,
     )
 }
 """Every trigger by its registry name."""
@@ -60,13 +65,25 @@ def get_trigger(name: str, **fields: Any) -> Trigger:
     if name not in ATTACKS:
         raise unknown_name("attack", name, list(ATTACKS))
     kind = ATTACKS[name]
-    valid = [field for field in kind.__dataclass_fields__ if not field.startswith("_")]
-    for field in fields:
-        if field not in valid:
-            raise UnbackdoorError(
-                f"unknown field of {name}", value=field, fix=f"use one of: {', '.join(valid)}"
-            )
-    return kind(**fields)
+    valid = {field.name: field for field in dataclasses.fields(kind)}
+    required = [field.name for field in valid.values() if field.default is dataclasses.MISSING]
+    wrong = [field for field in fields if field not in valid]
+    if wrong:
+        raise UnbackdoorError(
+            f"unknown field of {name}", value=", ".join(wrong), fix=f"use one of: {', '.join(valid)}"
+        )
+    if not fields.keys() >= set(required):
+        raise UnbackdoorError(
+            f"{name} needs fields that were not given",
+            value=sorted(fields),
+            fix=f"give {', '.join(required)}",
+        )
+    return kind(**{field: _tuples(value) for field, value in fields.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """Return lists, as a JSON record has them, as the tuples that the fields hold."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 __all__ = [
@@ -75,6 +92,7 @@ __all__ = [
     "SIG",
     "AdaptiveBlend",
     "AdaptivePatch",
+    "Additive",
     "AllToAll",
     "AllToOne",
     "BadNets",
@@ -85,7 +103,9 @@ __all__ = [
     "L2Inv",
     "LabelMap",
     "LowFrequency",
+    "MaskPattern",
     "OptimisedTrigger",
+    "Patch",
     "SourceSpecific",
     "TrainableTrigger",
     "Trigger",
@@ -95,4 +115,5 @@ __all__ = [
     "WaNet",
     "get_trigger",
     "perturb_adversarially",
+    "trigger_from_spec",
 ]

@@ -36,8 +36,9 @@ class TriggerNetworks(nn.Module):
 
     def forward(self, images: Tensor, sources: Tensor) -> Tensor:
         """Return the images with the triggers made for ``sources``; both (N, C, H, W) in [0, 1]."""
-        mask = self.sharp_mask(sources)
-        return images + (self.pattern(sources) - images) * mask
+        sources = sources.to(next(self.parameters()).dtype)
+        mask, pattern = self.sharp_mask(sources).to(images), self.pattern(sources).to(images)
+        return images + (pattern - images) * mask
 
 
 class HourGlass(nn.Module):
