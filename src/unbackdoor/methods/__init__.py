@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from unbackdoor._errors import UnbackdoorError, unknown_name
 from unbackdoor.methods._base import Method, Progress, Session
+from unbackdoor.methods.anp import ANP
 from unbackdoor.methods.awm import AWM
 from unbackdoor.methods.clp import CLP
 from unbackdoor.methods.fine_prune import FinePrune
 from unbackdoor.methods.fine_tune import FineTune
 from unbackdoor.methods.fst import FST
 from unbackdoor.methods.ft_sam import FTSAM
+from unbackdoor.methods.ibau import IBAU
 from unbackdoor.methods.mcr import MCR
 from unbackdoor.methods.nad import NAD
 from unbackdoor.methods.neural_cleanse import NeuralCleanse
@@ -19,11 +21,12 @@ from unbackdoor.methods.sau import SAU
 
 METHODS: dict[str, type[Method]] = {
     cls.name: cls
-    for cls in (AWM, FineTune, FinePrune, CLP, RNP, NFT, NAD, MCR, NeuralCleanse, FTSAM, SAU, FST)
+    for cls in (AWM, FineTune, FinePrune, CLP, RNP, NFT, NAD, MCR, NeuralCleanse, FTSAM, SAU, FST, ANP, IBAU)
 }
 DEFAULT = AWM
 
 __all__ = [
+    "ANP",
     "AWM",
     "CLP",
     "DEFAULT",
@@ -31,6 +34,7 @@ __all__ = [
     "FTSAM",
     "FinePrune",
     "FineTune",
+    "IBAU",
     "MCR",
     "METHODS",
     "Method",
