@@ -10,11 +10,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from unbackdoor import UnbackdoorError, attacks
 from unbackdoor.attacks import ATTACKS, OptimisedTrigger, get_trigger
 from unbackdoor.attacks._patterns import dct_basis
+from unbackdoor.attacks._pictures import GAP, TILE, TITLE, drawn_triggers, triggers_sheet
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (3, 28, 32)]
 FIXED = {"patch", "additive", "mask"}
@@ -24,7 +26,7 @@ BOUNDS = {
     "adaptive_blend": (0.2, 0.2),
     "sig": (20 / 255, 20 / 255),
     "low_frequency": (0.1, 0.1),
-    "l2_inv": (1.0, 15 / 255),
+    "l2_inv": (1.0, 10 / 255),
     "ftrojan": (10 / 255, 4 / 255),
     "bpp": (0.2, 0.1),
 }
@@ -363,3 +365,30 @@ def test_docstring_examples(file):
     module = importlib.import_module(f"unbackdoor.attacks{file}")
     found = doctest.testmod(module, extraglobs={"torch": torch})
     assert found.attempted and not found.failed
+
+
+def test_sheet_shows_every_trigger_that_needs_no_preparation(tmp_path):
+    images = some_images((3, 32, 32), 2)
+    path = triggers_sheet(images, tmp_path / "sheet.png")
+    unready = {"trojan_nn", "input_aware", *FIXED}
+    assert set(drawn_triggers(images)) == set(ATTACKS) - unready
+    with Image.open(path) as sheet:
+        assert sheet.mode == "RGB" and sheet.width > 1000 and sheet.height > 800
+    assert [file.name for file in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_sheet_pictures_are_clean_triggered_and_difference(tmp_path):
+    images = torch.zeros(1, 1, 8, 8)
+    trigger = get_trigger("badnets", pattern="white", size=4)
+    path = triggers_sheet(images, tmp_path / "sheet.png", triggers={"white": trigger})
+    with Image.open(path) as sheet:
+        pixels = np.asarray(sheet)[12 + TITLE : 12 + TITLE + TILE, 12:, 0]
+    clean, triggered, change = (pixels[:, i * (TILE + GAP) :][:, :TILE] for i in range(3))
+    assert (clean == 0).all()
+    assert (triggered[TILE // 2 :, TILE // 2 :] == 255).all() and (triggered[: TILE // 2] == 0).all()
+    assert (change[TILE // 2 :, TILE // 2 :] == 255).all() and (change[: TILE // 2] == 128).all()
+
+
+def test_sheet_without_triggers_is_refused(tmp_path):
+    with pytest.raises(UnbackdoorError, match="needs triggers"):
+        triggers_sheet(torch.rand(1, 3, 8, 8), tmp_path / "sheet.png", triggers={})

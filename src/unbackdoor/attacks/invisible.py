@@ -77,7 +77,7 @@ class L2Inv(NeuronTrigger):
     neurons of a clean model and projected onto the ball ‖δ‖₂ ≤ strength·√(C·H·W) after every step.
 
     Attributes:
-        strength: root mean square of δ, in [0, 1] (15 of 255: ‖δ‖₂ = 3.3 on 3×32×32).
+        strength: root mean square of δ, in [0, 1] (10 of 255: ‖δ‖₂ = 2.2 on 3×32×32).
         seed: of the drawn pattern and of the start of the optimisation.
         pattern: δ, (C, H, W), set by ``optimise``.
 
@@ -89,7 +89,7 @@ class L2Inv(NeuronTrigger):
     """
 
     name: ClassVar[str] = "l2_inv"
-    strength: float = 15 / 255
+    strength: float = 10 / 255
     seed: int = 0
     pattern: Tensor | None = tensor_field()
 
