@@ -533,8 +533,10 @@ class TestHubs:
         monkeypatch.setitem(sys.modules, "torchvision.datasets", library)
         assert [len(split) for split in data.load("torchvision:CIFAR10", tmp_path)] == [2, 1]
         assert [len(split) for split in data.load("torchvision:SVHN", tmp_path)] == [4, 3]
-        with pytest.raises(UnbackdoorError, match="no such data set"):
-            data.load("torchvision:Nothing", tmp_path)
+        library.Caltech101 = lambda root: [(picture, 1)]
+        for name in ("Nothing", "Caltech101"):
+            with pytest.raises(UnbackdoorError, match="no such data set"):
+                data.load(f"torchvision:{name}", tmp_path)
 
     def test_torchvision_without_files_says_how_to_get_them(self, monkeypatch, tmp_path):
         def missing(root: str, train: bool) -> None:

@@ -52,32 +52,38 @@ def read_torchvision(name: str, root: Path, resize: int | None = None) -> tuple[
         UnbackdoorError: torchvision is not installed, has no such set, or does not find its files.
     """
     library = _import("torchvision.datasets", extra="torchvision")
-    make = getattr(library, name, None)
-    if make is None:
-        raise UnbackdoorError(
-            "torchvision has no such data set", value=name, fix="torchvision:CIFAR10, for example"
-        )
-    names = inspect.signature(make).parameters
-    choices = (
-        [{"train": True}, {"train": False}] if "train" in names else [{"split": "train"}, {"split": "test"}]
-    )
-    try:
-        train, test = (make(str(root), **choice) for choice in choices)
-    except (RuntimeError, FileNotFoundError) as error:
-        raise UnbackdoorError(
-            f"torchvision does not find {name}: {error}",
-            value=str(root),
-            fix=f"torchvision.datasets.{name}({str(root)!r}, download=True)",
-        ) from error
+    train, test = _make_both(library, name, root)
     pixels = [_from_pairs(pairs, resize) for pairs in (train, test)]
     classes = _names(getattr(train, "classes", None), [labels for _, labels in pixels])
     return TrainSplit(*pixels[0], classes), TestSplit(*pixels[1], classes)
 
 
+def _make_both(library: ModuleType, name: str, root: Path) -> list[Any]:
+    """Return the train and the test data set, chosen by ``train=`` or ``split=``, whichever the class has."""
+    make = getattr(library, name, None)
+    names = inspect.signature(make).parameters if callable(make) else {}
+    option = next((option for option in ("train", "split") if option in names), None)
+    if option is None:
+        raise UnbackdoorError(
+            "torchvision has no such data set with a train and a test split",
+            value=name,
+            fix="torchvision:CIFAR10, torchvision:SVHN and so on",
+        )
+    choices = (True, False) if option == "train" else ("train", "test")
+    try:
+        return [make(str(root), **{option: choice}) for choice in choices]
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UnbackdoorError(
+            f"torchvision does not give {name}: {error}",
+            value=str(root),
+            fix=f"torchvision.datasets.{name}({str(root)!r}, download=True)",
+        ) from error
+
+
 def _import(module: str, extra: str) -> ModuleType:
     try:
         return import_module(module)
-    except ImportError as error:
+    except (ImportError, RuntimeError, OSError) as error:  # the last two: built for another torch
         raise UnbackdoorError(
             f"reading this needs {module.partition('.')[0]}",
             value=str(error),
