@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._masks import is_conv
+from unbackdoor.methods._channels import trace_layers
 
 
 @contextmanager
@@ -76,13 +77,17 @@ def stage_ends(model: nn.Module, images: Tensor) -> list[str]:
     return [list(run)[-1][0] for size, run in runs if size.numel() > 1]
 
 
-def last_hidden_layer(model: nn.Module) -> str | None:
-    """Return the name of the last convolution, or of the last linear layer but one, or None.
+def last_hidden_layer(model: nn.Module, images: Tensor) -> str | None:
+    """Return the name of the last convolution that runs, or of the last linear layer but one, or None.
 
-    >>> last_hidden_layer(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)))
+    One convolution among many linear layers is the patch embedding of a transformer: it counts as linear.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    >>> last_hidden_layer(net, torch.zeros(1, 1, 4, 4))
     '0'
     """
-    convs = [name for name, module in model.named_modules() if is_conv(module)]
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    hidden = convs or linears[:-1]
-    return hidden[-1] if hidden else None
+    layers = trace_layers(model, images)
+    convs = [layer.name for layer in layers if is_conv(layer.module) and not layer.module.transposed]
+    hidden = [layer.name for layer in layers[:-1]]
+    names = convs if len(convs) > 1 else hidden
+    return names[-1] if names else None

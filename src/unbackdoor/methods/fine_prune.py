@@ -54,7 +54,7 @@ class FinePrune(Tuning):
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
         """Prune, then fine-tune ``model`` in place."""
-        layer = last_hidden_layer(model)
+        layer = last_hidden_layer(model, clean.images)
         if layer is None:
             return {"pruned": 0, "channels": 0, **self.tune(model, clean, session)}
         order, readers = rank_channels(model, layer, clean)
@@ -90,7 +90,8 @@ def rank_channels(model: nn.Module, layer: str, clean: CleanImages) -> tuple[Ten
     for images in clean.images.split(256):
         with captured(model, chain[-1:]) as outputs:
             model(images)
-        total = total + outputs[chain[-1]].clamp(min=0).transpose(0, 1).flatten(1).sum(1)
+        axis = -1 if isinstance(model.get_submodule(layer), nn.Linear) else 1
+        total = total + outputs[chain[-1]].clamp(min=0).movedim(axis, 0).flatten(1).sum(1)
     norms = [name for name in chain[1:] if isinstance(model.get_submodule(name), _BatchNorm)]
     return total.argsort(stable=True), norms
 

@@ -67,7 +67,10 @@ class NAD(Tuning):
         stages = stage_ends(model, clean.images[:1])
         teacher = copy.deepcopy(model)
         settings = FineTune(
-            num_epochs=self.num_teacher_epochs, batch_size=self.batch_size, augment=self.augment
+            num_epochs=self.num_teacher_epochs,
+            least_steps=self.least_steps,
+            batch_size=self.batch_size,
+            augment=self.augment,
         )
         settings.tune(teacher, clean, session)
         teacher.eval().requires_grad_(False)
