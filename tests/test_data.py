@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import pickle
 import struct
 import sys
@@ -472,6 +473,10 @@ class TestLoad:
         with pytest.raises(UnbackdoorError, match="no data set"):
             data.load(tmp_path)
 
+    def test_named_npz_has_the_class_names(self, tmp_path):
+        np.savez(tmp_path / "cifar10.npz", x_train=pixels(1), y_train=[1], x_test=pixels(1), y_test=[9])
+        assert data.load("cifar10", tmp_path)[0].classes[1] == "automobile"
+
 
 class Image1:
     """Stands for ``datasets.Image``: the reader goes by the class name."""
@@ -524,6 +529,16 @@ class TestHubs:
         with pytest.raises(UnbackdoorError, match="no train and test split"):
             data.load("hf:owner/set")
 
+    def test_hugging_face_that_is_out_of_reach(self, monkeypatch):
+        def unreachable(name: str) -> None:
+            raise ConnectionError("no network")
+
+        library = types.ModuleType("datasets")
+        library.load_dataset = unreachable
+        monkeypatch.setitem(sys.modules, "datasets", library)
+        with pytest.raises(UnbackdoorError, match="no network"):
+            data.load("hf:owner/set")
+
     def test_torchvision_by_train_or_split(self, monkeypatch, tmp_path):
         library = types.ModuleType("torchvision.datasets")
         picture = Image.fromarray(pixels(1, 8)[0])
@@ -548,3 +563,43 @@ class TestHubs:
         monkeypatch.setitem(sys.modules, "torchvision.datasets", library)
         with pytest.raises(UnbackdoorError, match="download=True"):
             data.load("torchvision:CIFAR10", tmp_path)
+
+
+@pytest.fixture
+def shared_data():
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "shared_data.py"
+    spec = importlib.util.spec_from_file_location("shared_data", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestShared:
+    def test_sheets_are_cut_row_by_row(self, shared_data, monkeypatch, tmp_path):
+        images = pixels(100, 32)
+        folder = tmp_path / "data" / "gtsrb"
+        folder.mkdir(parents=True)
+        sheet = images.reshape(2, 50, 32, 32, 3).transpose(0, 2, 1, 3, 4).reshape(64, 1600, 3)
+        for split, count in (("train", 100), ("test", 60)):
+            Image.fromarray(sheet).save(folder / f"{split}_00.webp", lossless=True)
+            np.save(folder / f"{split}_labels.npy", np.arange(count, dtype=np.uint8) % 43)
+        monkeypatch.setenv("UNBACKDOOR_SHARED", str(tmp_path))
+        train, test = shared_data.load_shared("gtsrb")
+        assert np.array_equal(train.images, images)
+        assert np.array_equal(test.images, images[:60])
+        assert (type(train), type(test)) == (TrainSplit, TestSplit)
+
+    def test_an_absent_folder_can_be_skipped(self, shared_data, monkeypatch, tmp_path):
+        monkeypatch.setenv("UNBACKDOOR_SHARED", str(tmp_path))
+        with pytest.raises(shared_data.SharedDataMissing, match="UNBACKDOOR_SHARED"):
+            shared_data.load_shared("cifar10")
+
+    @pytest.mark.slow
+    def test_one_draw_of_real_data_touches_no_test_image(self, shared_data):
+        try:
+            train, test = shared_data.load_shared("gtsrb")
+        except shared_data.SharedDataMissing as reason:
+            pytest.skip(str(reason))
+        assert (len(train), len(test), train.num_classes) == (19_605, 12_630, 43)
+        assert len(train) - len(train.without(test)) == 4
+        data.check_disjoint(train.without(test).draw(10, seed=0), test)

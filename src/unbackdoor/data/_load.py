@@ -10,7 +10,7 @@ from typing import TypeVar
 from unbackdoor._errors import UnbackdoorError, unknown_name
 from unbackdoor.data._arrays import resize_pixels
 from unbackdoor.data._images import LabelledImages, TestSplit, TrainSplit
-from unbackdoor.data.cifar import is_cifar, read_cifar
+from unbackdoor.data.cifar import CIFAR10_CLASSES, is_cifar, read_cifar
 from unbackdoor.data.files import read_folder, read_npz
 from unbackdoor.data.gtsrb import is_gtsrb, read_gtsrb
 from unbackdoor.data.hub import read_hugging_face, read_torchvision
@@ -39,6 +39,7 @@ SOURCES: dict[str, Source] = {
     "cifar10": Source(
         ("cifar-10-batches-py", "cifar-10-batches-bin", "cifar10.npz", "cifar10"),
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        CIFAR10_CLASSES,
     ),
     "cifar100": Source(
         ("cifar-100-python", "cifar-100-binary", "cifar100.npz", "cifar100"),

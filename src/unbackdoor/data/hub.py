@@ -30,7 +30,14 @@ def read_hugging_face(name: str, resize: int | None = None) -> tuple[TrainSplit,
     """
     library = _import("datasets", extra="datasets")
     saved = (Path(name) / "dataset_dict.json").is_file()
-    splits = library.load_from_disk(name) if saved else library.load_dataset(name)
+    try:
+        splits = library.load_from_disk(name) if saved else library.load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnbackdoorError(
+            f"datasets does not give {name}: {error}",
+            value=name,
+            fix="check name and network, or give a folder that save_to_disk wrote",
+        ) from error
     test_name = next((split for split in TEST_NAMES if split in splits), None)
     if "train" not in splits or test_name is None:
         raise UnbackdoorError(
