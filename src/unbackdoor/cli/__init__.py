@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._version import __version__
-from unbackdoor.cli import demo, evaluate, purify
+from unbackdoor.cli import attack, demo, evaluate, purify, zoo
 from unbackdoor.cli._show import errors
 
 BAD_INPUT = 2
@@ -26,6 +26,8 @@ app = typer.Typer(
 app.command("purify")(purify.command)
 app.command("evaluate")(evaluate.command)
 app.command("demo")(demo.command)
+app.command("attack")(attack.command)
+app.add_typer(zoo.app, name="zoo")
 
 
 def _version(asked: bool) -> None:

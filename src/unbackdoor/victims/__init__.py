@@ -1,0 +1,31 @@
+"""Backdoored networks to measure a defence on: specification, building, records, and a named set."""
+
+from __future__ import annotations
+
+from unbackdoor.victims._build import build_named, build_victim, named_spec, zoo_folder
+from unbackdoor.victims._named import NAMED
+from unbackdoor.victims._record import (
+    Architecture,
+    SavedVictim,
+    load_victim,
+    read_victim_record,
+    record_path,
+    save_victim,
+)
+from unbackdoor.victims._spec import VictimSpec, default_recipe
+
+__all__ = [
+    "NAMED",
+    "Architecture",
+    "SavedVictim",
+    "VictimSpec",
+    "build_named",
+    "build_victim",
+    "default_recipe",
+    "load_victim",
+    "named_spec",
+    "read_victim_record",
+    "record_path",
+    "save_victim",
+    "zoo_folder",
+]
