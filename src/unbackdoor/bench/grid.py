@@ -1,0 +1,250 @@
+"""Grids: a TOML file that names victims × methods × clean images a class × draws, expanded into cells.
+
+A cell is a nested dict of plain values and holds everything that decides its figures::
+
+    {"victim": {"name", "checkpoint", "arch", "data", "trigger", "labels", …},
+     "method": {"name", "label", "fields"},
+     "per_class": 1, "draw": 0, "reactivation": None}
+
+A grid::
+
+    name = "main_cifar10"
+    results = "../results/main"            # below the grid's folder; default ../results/<name>
+    victims = ["../victims/shared.toml"]   # files of [[victim]] tables; also inline
+    only = ["badnets*", "clean*"]          # names to keep, default all
+    per_class = [1, 10]
+    draws = [0, 1, 2, 3, 4]
+
+    [data.cifar10]                         # what a [[victim]] names as its data; here or in victims' files
+    loader = "unbackdoor.data:load"        # or file.py:function; returns (TrainSplit, TestSplit)
+    args = {name_or_path = "cifar10"}
+    needs = "data/cifar-10-batches-py"     # optional: without it the victim is skipped
+
+    [[victim]]
+    name = "badnets"
+    checkpoint = "{shared}/models/a.pth"   # places in braces: places.py
+    arch = "small_vgg"                     # without it, the record beside the checkpoint says the rest
+    data = "cifar10"
+    trigger = {name = "badnets", size = 4} # none: a clean model
+    labels = {target = 8}                  # or {name = "all-to-all"}
+
+    [[method]]
+    name = "awm"
+    label = "AWM (official, α 0.99)"
+    fields = {variant = "official"}
+    sweep = {alpha = [0.8, 0.9, 0.99]}     # one method for every combination
+    for_data.gtsrb = {augment = false}     # other fields on one data set
+
+    [reactivation]                         # optional: retune what was purified, see reactivate.py
+    num_poisoned = 20
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import itertools
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor.bench.places import find_root
+from unbackdoor.bench.reactivate import Reactivation
+from unbackdoor.bench.records import plain, record_name
+from unbackdoor.methods import Method, get_method
+
+Cell = dict[str, Any]
+
+GRID_KEYS = (
+    "name",
+    "results",
+    "victims",
+    "victim",
+    "data",
+    "only",
+    "per_class",
+    "draws",
+    "method",
+    "reactivation",
+)
+METHOD_KEYS = ("name", "label", "fields", "sweep", "for_data")
+VICTIM_KEYS = ("name", "checkpoint", "arch", "key", "sha256", "data", "trigger", "labels", "note", "source")
+DATA_KEYS = ("name", "loader", "args", "needs")
+VICTIM_FILE_KEYS = ("data", "victim")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid read from a file.
+
+    Attributes:
+        name: for the progress display.
+        cells: in the order in which they run.
+        results: folder of the records.
+        root: folder that the cells' relative paths start from.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    results: Path
+    root: Path
+
+
+def load_grid(path: Path) -> Grid:
+    """Read a grid and check it: names of methods and their fields, victims, unknown keys.
+
+    Raises:
+        UnbackdoorError: what is wrong, in which file.
+    """
+    table = _read(path)
+    check_keys(table, GRID_KEYS, f"grid {path.name}")
+    _need(table, ("method",), f"grid {path.name}")
+    victims = _victims(table, path)
+    reactivation = _reactivation(table.get("reactivation"))
+    name = table.get("name", path.stem)
+    cells = expand(
+        victims, table["method"], table.get("per_class", [1]), table.get("draws", [0]), reactivation
+    )
+    results = (path.parent / table.get("results", f"../results/{name}")).resolve()
+    return Grid(name, _unique(cells), results, find_root(path.parent))
+
+
+def expand(
+    victims: Iterable[Mapping[str, Any]],
+    methods: Iterable[Mapping[str, Any]],
+    per_class: Iterable[int],
+    draws: Iterable[int],
+    reactivation: Mapping[str, Any] | None = None,
+) -> list[Cell]:
+    """Return the cells, draws outermost, so that a half-finished grid has every method and victim."""
+    entries = [entry for method in methods for entry in _sweep(method)]
+    product = itertools.product(list(draws), list(per_class), list(victims), entries)
+    return [_cell(victim, entry, count, draw, reactivation) for draw, count, victim, entry in product]
+
+
+def method_of(entry: Mapping[str, Any]) -> Method:
+    """Return the method object of a cell's ``method`` entry."""
+    return get_method(entry["name"], **{key: _frozen(value) for key, value in entry["fields"].items()})
+
+
+def check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Refuse keys that nothing reads."""
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise UnbackdoorError(
+            f"unknown key in {where}", value=", ".join(unknown), fix=f"use: {', '.join(known)}"
+        )
+
+
+def _cell(
+    victim: Mapping[str, Any],
+    entry: Mapping[str, Any],
+    per_class: int,
+    draw: int,
+    reactivation: Mapping[str, Any] | None,
+) -> Cell:
+    fields = {**entry.get("fields", {}), **entry.get("for_data", {}).get(victim["data"]["name"], {})}
+    method = {"name": entry["name"], "fields": fields}
+    full = plain(method_of(method).fields())
+    return plain(
+        {
+            "victim": victim,
+            "method": {"name": entry["name"], "label": entry["label"], "fields": full},
+            "per_class": per_class,
+            "draw": draw,
+            "reactivation": reactivation,
+        }
+    )
+
+
+def _sweep(method: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one entry for every combination of the swept fields, named in the label."""
+    check_keys(method, METHOD_KEYS, "[[method]]")
+    _need(method, ("name",), "[[method]]")
+    swept = method.get("sweep", {})
+    label, fields = method.get("label", method["name"]), method.get("fields", {})
+    entries = []
+    for values in itertools.product(*swept.values()):
+        chosen = dict(zip(swept, values, strict=True))
+        named = ", ".join(f"{key}={value}" for key, value in chosen.items())
+        entries.append({**method, "label": f"{label} {named}".strip(), "fields": {**fields, **chosen}})
+    return entries
+
+
+def _victims(table: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    found = _victim_tables(table, f"grid {path.name}")
+    for name in table.get("victims", []):
+        file = path.parent / name
+        content = _read(file)
+        check_keys(content, VICTIM_FILE_KEYS, f"victims {file.name}")
+        found += _victim_tables(content, f"victims {file.name}")
+    patterns = table.get("only", ["*"])
+    kept = [v for v in found if any(fnmatch.fnmatch(v["name"], pattern) for pattern in patterns)]
+    if not kept:
+        names = ", ".join(v["name"] for v in found) or "none"
+        raise UnbackdoorError(
+            "the grid has no victim", value=f"only = {patterns}", fix=f"victims there: {names}"
+        )
+    return kept
+
+
+def _victim_tables(table: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """Return the [[victim]] tables with the data set's own table in place of its name."""
+    data = {name: {"name": name, **values} for name, values in table.get("data", {}).items()}
+    for name, entry in data.items():
+        check_keys(entry, DATA_KEYS, f"[data.{name}] of {where}")
+    victims = []
+    for victim in table.get("victim", []):
+        check_keys(victim, VICTIM_KEYS, f"[[victim]] of {where}")
+        _need(victim, ("name", "checkpoint", "data"), f"[[victim]] of {where}")
+        if victim["data"] not in data:
+            known = ", ".join(data) or "none"
+            raise UnbackdoorError(
+                f"victim {victim['name']} names a data set that {where} does not have",
+                value=victim["data"],
+                fix=f"add [data.{victim['data']}], or use one of: {known}",
+            )
+        victims.append({**victim, "data": data[victim["data"]]})
+    return victims
+
+
+def _reactivation(table: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if table is None:
+        return None
+    check_keys(table, [field.name for field in dataclasses.fields(Reactivation)], "[reactivation]")
+    return dataclasses.asdict(Reactivation(**{key: _frozen(value) for key, value in table.items()}))
+
+
+def _unique(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    return tuple({record_name(cell): cell for cell in cells}.values())
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _need(table: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    missing = [key for key in keys if not table.get(key)]
+    if missing:
+        raise UnbackdoorError(
+            f"missing in {where}",
+            value=", ".join(missing),
+            fix=f"add: {missing[0]} = …, see unbackdoor.bench.grid",
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise UnbackdoorError(
+            f"cannot read: {error.strerror}", value=path, fix="give the path of a TOML file"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise UnbackdoorError(
+            f"not TOML: {error}", value=path, fix="see benchmarks/grids for examples"
+        ) from error

@@ -1,0 +1,168 @@
+"""Plots from records: ASR against clean images, the ACC–ASR plane, ASR against steps of retuning."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._files import writing
+
+Record = Mapping[str, Any]
+MARKERS = "osD^v<>Phx*dXp8"
+
+
+def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write those plots as PNG that the records have figures for, and return their paths.
+
+    Args:
+        records: of one or several grids; only finished ones with a trigger are drawn.
+        folder: is made if it is not there.
+
+    Raises:
+        UnbackdoorError: matplotlib is not installed, or no record has an ASR.
+    """
+    drawn = [r for r in records if r["status"] == "done" and r["after"]["asr"] is not None]
+    if not drawn:
+        raise UnbackdoorError(
+            "no finished record with an ASR to draw", value=f"{len(records)} records", fix="run a grid"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    styles = _styles(drawn)
+    paths = [_save(acc_asr_plane(drawn, styles), folder / "acc_asr_plane.png")]
+    if len({r["cell"]["per_class"] for r in drawn}) > 1:
+        paths.append(_save(asr_by_images(drawn, styles), folder / "asr_by_images.png"))
+    retuned = [r for r in drawn if r.get("reactivation")]
+    if retuned:
+        paths.append(_save(reactivation(retuned, styles), folder / "reactivation.png"))
+    return paths
+
+
+def asr_by_images(records: Sequence[Record], styles: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Draw mean ASR and mean ACC against clean images a class, one line a method; the band is the spread.
+
+    Only victims that have records at every number of images that their method ran at count, so that a line
+    never bends because victims come or go.
+    """
+    figure, axes = _pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for axis, metric in zip(axes, ("asr", "acc"), strict=True):
+        for label, group in _grouped(records, _label).items():
+            points = _grouped(_at_every_size(group), lambda r: r["cell"]["per_class"])
+            spots = sorted((size, *_mean_and_spread(rows, metric)) for size, rows in points.items())
+            sizes, means, spreads = zip(*spots, strict=True) if spots else ((), (), ())
+            (line,) = axis.plot(sizes, means, **styles[label], label=label)
+            low = [m - s for m, s in zip(means, spreads, strict=True)]
+            high = [m + s for m, s in zip(means, spreads, strict=True)]
+            axis.fill_between(sizes, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+        axis.set(xscale="log", xlabel="clean images a class", ylabel=f"{metric.upper()} in %")
+        ticks = sorted({r["cell"]["per_class"] for r in records})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+    axes[0].set_ylim(-2, 102)
+    _legend(figure, axes[0])
+    return figure
+
+
+def acc_asr_plane(records: Sequence[Record], styles: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Draw ASR against the accuracy that was lost, one panel a number of images; best is lower left.
+
+    A large mark is a method's mean, small ones are its victims (mean over draws).
+    """
+    panels = sorted(_grouped(records, lambda r: r["cell"]["per_class"]).items())
+    width = 1.2 + 4.0 * len(panels)
+    figure, axes = _pyplot().subplots(
+        1, len(panels), figsize=(max(width, 6.5), 4.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (size, rows) in zip(axes[0], panels, strict=True):
+        for label, group in _grouped(rows, _label).items():
+            spots = [_spot(own) for own in _grouped(group, lambda r: r["cell"]["victim"]["name"]).values()]
+            look = {**styles[label], "linestyle": "none"}
+            axis.plot(*zip(*spots, strict=True), **{**look, "markersize": 3.5, "alpha": 0.45})
+            axis.plot(*_spot(group), **{**look, "markersize": 9, "markeredgecolor": "black"}, label=label)
+        axis.set(xlabel="ACC lost, in points", title=f"{size} clean image{'s' if size > 1 else ''} a class")
+        axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+    axes[0][0].set(ylabel="ASR in %", ylim=(-3, 103))
+    _legend(figure, axes[0][-1])
+    return figure
+
+
+def reactivation(records: Sequence[Record], styles: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Draw mean ASR against steps of retuning on poisoned samples, one line a method."""
+    figure, axis = _pyplot().subplots(figsize=(7.5, 4.2), layout="constrained")
+    for label, group in _grouped(records, _label).items():
+        by_step: dict[int, list[float]] = defaultdict(list)
+        for record in group:
+            for point in record["reactivation"]:
+                by_step[point["step"]].append(100 * point["asr"])
+        steps = sorted(by_step)
+        axis.plot(steps, [statistics.fmean(by_step[step]) for step in steps], **styles[label], label=label)
+    axis.set(xlabel="steps of retuning", ylabel="ASR in %", ylim=(-2, 102))
+    _legend(figure, axis)
+    return figure
+
+
+def _label(record: Record) -> str:
+    return record["cell"]["method"]["label"]
+
+
+def _grouped(records: Iterable[Record], key: Callable[[Record], Hashable]) -> dict[Any, list[Record]]:
+    groups: dict[Any, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[key(record)].append(record)
+    return dict(groups)
+
+
+def _at_every_size(records: Sequence[Record]) -> list[Record]:
+    sizes = {r["cell"]["per_class"] for r in records}
+    victims = _grouped(records, lambda r: r["cell"]["victim"]["name"]).values()
+    return [r for own in victims if {o["cell"]["per_class"] for o in own} == sizes for r in own]
+
+
+def _mean_and_spread(records: Sequence[Record], metric: str) -> tuple[float, float]:
+    draws = _grouped(records, lambda r: r["cell"]["draw"]).values()
+    means = [statistics.fmean(100 * r["after"][metric] for r in own) for own in draws]
+    return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else 0.0
+
+
+def _spot(records: Sequence[Record]) -> tuple[float, float]:
+    lost = statistics.fmean(100 * (r["before"]["acc"] - r["after"]["acc"]) for r in records)
+    return lost, statistics.fmean(100 * r["after"]["asr"] for r in records)
+
+
+def _styles(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Return one look a method, the same in all plots."""
+    colours = _pyplot().get_cmap("tab20").colors
+    order = [*range(0, 20, 2), *range(1, 20, 2)]
+    labels = sorted({_label(record) for record in records})
+    return {
+        label: {"color": colours[order[i % 20]], "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
+        for i, label in enumerate(labels)
+    }
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with writing(path) as part:
+        figure.savefig(part, format="png", dpi=120)
+    _pyplot().close(figure)
+    return path
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UnbackdoorError(
+            "plots need matplotlib", value="it is not installed", fix='pip install "unbackdoor[plots]"'
+        ) from error
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    return plt
