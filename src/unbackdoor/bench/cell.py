@@ -18,10 +18,10 @@ import torch
 
 from unbackdoor._evaluate import Metrics, defence_effectiveness
 from unbackdoor._files import write_json
+from unbackdoor._provenance import environment
 from unbackdoor._purify import Purified, purify
 from unbackdoor.bench.grid import method_of
 from unbackdoor.bench.memory import PeakMemory
-from unbackdoor._provenance import environment
 from unbackdoor.bench.reactivate import Reactivation, reactivate
 from unbackdoor.bench.records import FORMAT, HASH_LENGTH, digest, read_json, slug
 from unbackdoor.bench.victims import Victim, load_victim

@@ -29,7 +29,7 @@ def locate(text: str, root: str | Path) -> Path:
 
 
 def find_root(start: Path) -> Path:
-    """Return the nearest folder from ``start`` up with a ``pyproject.toml`` or ``.git``; else the working one."""
+    """Return the nearest folder from ``start`` up with a ``pyproject.toml`` or ``.git``, else the current."""
     start = start.resolve()
     for folder in (start, *start.parents):
         if (folder / "pyproject.toml").exists() or (folder / ".git").exists():

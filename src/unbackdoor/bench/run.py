@@ -11,8 +11,9 @@ from typing import Any
 
 from unbackdoor.bench.cell import failure, measure_before, run_cell
 from unbackdoor.bench.grid import Cell, Grid
+from unbackdoor.bench.places import locate
 from unbackdoor.bench.records import FORMAT, digest, read_record, record_name, write_record
-from unbackdoor.bench.victims import missing_file
+from unbackdoor.bench.victims import file_hash, missing_file
 from unbackdoor.bench.workers import available_cores, run_tasks
 
 VICTIMS = "victims"
@@ -60,17 +61,22 @@ class Outcome:
 def make_plan(grid: Grid, *, retry_failed: bool = False) -> Plan:
     """Look at the results folder and decide what is left to do.
 
+    A record of another checkpoint than the one that lies there now counts as not done.
+
     Args:
         grid: the grid.
         retry_failed: count failed records as not done.
     """
     todo, done, skipped = [], [], {}
-    absent = {digest(cell["victim"]): missing_file(cell["victim"], grid.root) for cell in grid.cells}
+    victims = {digest(cell["victim"]): cell["victim"] for cell in grid.cells}
+    absent = {key: missing_file(victim, grid.root) for key, victim in victims.items()}
+    hashes = {key: _hash_of(victim, grid.root) for key, victim in victims.items()}
     for cell in grid.cells:
+        key = digest(cell["victim"])
         record = _record_of(cell, grid.results)
-        if record is not None and not (retry_failed and record["status"] == "failed"):
+        if record is not None and not _outdated(record, hashes[key], retry_failed):
             done.append(record)
-        elif (why := absent[digest(cell["victim"])]) is not None:
+        elif (why := absent[key]) is not None:
             skipped[cell["victim"]["name"]] = why
         else:
             todo.append(cell)
@@ -112,7 +118,7 @@ def run_grid(
 
 
 class Clock:
-    """Time left, from the seconds that cells of the same method, data and network took so far."""
+    """Time left, from the seconds that cells of the same method, victim and number of images took so far."""
 
     def __init__(self, plan: Plan, jobs: int):
         self.jobs = jobs
@@ -141,12 +147,7 @@ class Clock:
 
 
 def _kind(cell: Cell) -> tuple[str, ...]:
-    return (
-        cell["method"]["label"],
-        cell["victim"]["data"]["name"],
-        cell["victim"]["arch"],
-        cell["per_class"],
-    )
+    return (cell["method"]["label"], cell["victim"]["name"], cell["per_class"])
 
 
 def _run(plan: Plan, grid: Grid, jobs: int, threads: int, device: str) -> Iterator[dict[str, Any]]:
@@ -162,6 +163,17 @@ def _run(plan: Plan, grid: Grid, jobs: int, threads: int, device: str) -> Iterat
 
 def _failed(cell: Cell, error: BaseException) -> dict[str, Any]:
     return {"format": FORMAT, "status": "failed", "cell": cell, **failure(error), "wall_seconds": 0.0}
+
+
+def _hash_of(victim: dict[str, Any], root: Path) -> str | None:
+    path = locate(victim["checkpoint"], root)
+    return file_hash(path) if path.is_file() else None
+
+
+def _outdated(record: dict[str, Any], sha256: str | None, retry_failed: bool) -> bool:
+    if record["status"] == "failed":
+        return retry_failed
+    return sha256 is not None and record["victim"]["sha256"] != sha256
 
 
 def _record_of(cell: Cell, results: Path) -> dict[str, Any] | None:

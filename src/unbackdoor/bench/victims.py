@@ -24,7 +24,6 @@ from unbackdoor.attacks.fixed import Additive, MaskPattern, Patch
 from unbackdoor.bench.places import existing, locate
 from unbackdoor.checkpoint import load_into, load_state, resolve_arch
 from unbackdoor.data import TestSplit, TrainSplit
-from unbackdoor.victims._record import load_victim as load_saved
 
 LABEL_MAPS: dict[str, type[LabelMap]] = {cls.name: cls for cls in (AllToOne, AllToAll, SourceSpecific)}
 FROM_FILES: dict[str, type[Trigger]] = {cls.name: cls for cls in (Patch, Additive, MaskPattern)}
@@ -104,6 +103,8 @@ def load_victim(entry: Mapping[str, Any], root: str | Path) -> Victim:
         )
     data = load_data(entry["data"], root)
     if "arch" not in entry:
+        from unbackdoor.victims import load_victim as load_saved  # imports bench.places, so not at the top
+
         saved = load_saved(path)
         name = saved.record["architecture"]["name"]
         return Victim(saved.model, data, saved.trigger, saved.label_map, name, sha256)
