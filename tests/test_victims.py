@@ -112,6 +112,8 @@ def test_a_changed_checkpoint_is_refused(tmp_path: Path) -> None:
         ({"fields": {"sice": 3}}, "unknown field"),
         ({"all_to_all": True, "clean_label": True}, "all-to-all"),
         ({"adversarial_eps": 0.1}, "needs a clean model"),
+        ({"surrogate": "clean"}, "would not be used"),
+        ({"adversarial_eps": 0.1, "surrogate": "clean"}, "belongs to clean-label"),
         ({"target": 3}, "target must lie"),
         ({"source": 7}, "source must lie"),
     ],
@@ -185,3 +187,21 @@ def test_attack_command(tiny_set: Path, tmp_path: Path) -> None:
     record = read_victim_record(out)
     assert record["attack"]["fields"]["opacity"] == 0.5 and record["attack"]["num_poisoned"] == 24
     assert record["recipe"]["epochs"] == 1 and "ASR" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--attack", "none", "--poison-rate", "0.2"], "is not poisoned"),
+        (["--attack", "none", "--set", "size=2"], "is not poisoned"),
+        (["--attack", "badnets", "--target", "1", "--all-to-all"], "no single target"),
+        (["--attack", "badnets", "--recipe", "epoch=3"], "unknown field of the recipe"),
+        (["--attack", "badnets", "--format", "onnx"], "unknown format"),
+    ],
+)
+def test_options_without_use_are_errors(options: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["attack", "--data", "cifar10", *options, "--out", str(tmp_path / "v.safetensors")]
+    )
+    assert isinstance(result.exception, UnbackdoorError) and message in str(result.exception)
+    assert not list(tmp_path.iterdir())

@@ -50,12 +50,15 @@ def command(
         list[str] | None, typer.Option("--set", help="Set a field of the attack: --set opacity=0.1.")
     ] = None,
     poison_rate: Annotated[
-        float, typer.Option(help="Share of the training set; with --clean-label, of the target class.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            help="Share of the training set; with --clean-label, of the target class. [default: 0.1]"
+        ),
+    ] = None,
     cover_rate: Annotated[
         float | None, typer.Option(help="Covers for one poisoned image; without it, the attack's own.")
     ] = None,
-    target: Annotated[int, typer.Option(min=0, help="Target class.")] = 0,
+    target: Annotated[int | None, typer.Option(min=0, help="Target class. [default: 0]")] = None,
     source: Annotated[int | None, typer.Option(min=0, help="Attack this class only.")] = None,
     all_to_all: Annotated[
         bool, typer.Option("--all-to-all", help="Class y to y + 1, no single target.")
@@ -75,7 +78,7 @@ def command(
             help="Move poisoned images against --surrogate first, by up to this much a pixel, in [0, 1]."
         ),
     ] = None,
-    adversarial_steps: Annotated[int, typer.Option(min=1, help="Steps of that.")] = 20,
+    adversarial_steps: Annotated[int | None, typer.Option(min=1, help="Steps of that. [default: 20]")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training set.")] = 10,
     recipe: Annotated[
         list[str] | None,
@@ -93,24 +96,26 @@ def command(
     is stopped goes on from its last whole epoch when the same command is given again.
     """
     out = _with_format(out, format_)
-    settings = _options.fields(recipe or []) | {"epochs": epochs}
+    poisoning = {
+        "fields": _options.fields(set_ or []),
+        "poison_rate": poison_rate,
+        "cover_rate": cover_rate,
+        "target": target,
+        "source": source,
+        "all_to_all": all_to_all,
+        "clean_label": clean_label,
+        "surrogate": None if surrogate is None else str(surrogate),
+        "adversarial_eps": adversarial_eps,
+        "adversarial_steps": adversarial_steps,
+    }
     spec = VictimSpec(
         data=data,
         resize=resize,
         arch=arch,
         attack=None if attack == NONE else attack,
-        fields=_fields(attack, set_ or []),
-        target=target,
-        source=source,
-        all_to_all=all_to_all,
-        poison_rate=poison_rate,
-        clean_label=clean_label,
-        cover_rate=cover_rate,
-        adversarial_eps=adversarial_eps,
-        adversarial_steps=adversarial_steps,
-        surrogate=None if surrogate is None else str(surrogate),
-        recipe=_recipe(data, settings),
+        recipe=_recipe(data, _options.fields(recipe or []) | {"epochs": epochs}),
         seed=seed,
+        **_given(attack, poisoning),
     )
     clean: SavedVictim | None = None if surrogate is None else load_victim(surrogate)
     splits = load(data, data_root, resize=resize)
@@ -143,12 +148,17 @@ def facts(record: dict[str, Any]) -> dict[str, object]:
     return shown
 
 
-def _fields(attack: str, settings: list[str]) -> dict[str, Any]:
-    if attack == NONE and settings:
+def _given(attack: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the poisoning that were given; none of them goes with a clean model."""
+    given = {name: value for name, value in options.items() if value not in (None, False, {})}
+    if attack == NONE and given:
+        name = "set" if "fields" in given else next(iter(given)).replace("_", "-")
+        raise UnbackdoorError("a clean model is not poisoned", value=f"--{name}", fix=f"drop --{name}")
+    if "target" in given and "all_to_all" in given:
         raise UnbackdoorError(
-            "a clean model has no attack to set fields of", value=settings[0], fix="drop --set"
+            "all-to-all has no single target", value=f"--target {given['target']}", fix="drop it"
         )
-    return _options.fields(settings)
+    return given
 
 
 def _recipe(data: str, settings: dict[str, Any]) -> Any:

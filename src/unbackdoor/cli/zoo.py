@@ -69,6 +69,7 @@ def list_(out: Folder = None) -> None:
     table = Table(
         "victim", "attack", "labels", "poisoned", "ACC", "ASR", "RA", title="Victims", title_justify="left"
     )
+    table.columns[0].no_wrap = True
     for column in table.columns[3:]:
         column.justify = "right"
     for name in [*NAMED, *sorted(set(found) - set(NAMED))]:

@@ -77,7 +77,7 @@ class VictimSpec:
                 fix="drop one of them",
             )
         if self.attack is not None:
-            get_trigger(self.attack, **self.fields)
+            self._check_surrogate(get_trigger(self.attack, **self.fields))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the specification as nested plain values, for records."""
@@ -99,6 +99,21 @@ class VictimSpec:
         if self.source is not None:
             return SourceSpecific(source=self.source, target=self.target)
         return AllToOne(target=self.target)
+
+    def _check_surrogate(self, trigger: Trigger) -> None:
+        if self.adversarial_eps is not None and not self.clean_label:
+            raise UnbackdoorError(
+                "an adversarial perturbation belongs to clean-label poisoning",
+                value=f"adversarial_eps={self.adversarial_eps}, clean_label=False",
+                fix="clean_label=True",
+            )
+        unused = self.adversarial_eps is None and not isinstance(trigger, OptimisedTrigger)
+        if self.surrogate is not None and unused:
+            raise UnbackdoorError(
+                f"{trigger.name} is not optimised on a clean model, so the surrogate would not be used",
+                value=self.surrogate,
+                fix="drop the surrogate, or set adversarial_eps with clean_label",
+            )
 
     def poisoning(self, train: TrainSplit, surrogate: nn.Module | None) -> Poisoning | None:
         """Return the poisoning, its trigger optimised on ``surrogate`` where its paper does so."""
