@@ -142,7 +142,7 @@ def read_array(file: str | os.PathLike[str]) -> Tensor:
             f"not a readable picture or .npy file: {error}", value=path, fix="give a PNG or an .npy array"
         ) from error
     scale = 255 if values.dtype == np.uint8 else 1
-    array = torch.from_numpy(np.ascontiguousarray(values)).float() / scale
+    array = torch.tensor(values).float() / scale
     if array.ndim == 2:
         return array[None]
     if array.ndim == 3 and array.shape[2] in CHANNELS:

@@ -101,13 +101,18 @@ def facts_table(title: str, facts: Mapping[str, object]) -> Table:
 
 
 def _layer_table(report: Report) -> Table:
+    """Return a line a changed tensor; ``mask`` is the mean of the method's own masks, where it has any."""
+    masks = report.details.get("mask_mean", {})
     table = Table(title="Weights that changed, by layer", title_justify="left")
     table.add_column("tensor", overflow="fold")
-    for name in ("values", "changed", "masked (lost half or more)", "distance"):
+    for name in ("values", "changed", "halved", "distance", *(["mask"] if masks else [])):
         table.add_column(name, justify="right")
     for layer in (layer for layer in report.layers if layer.changed):
-        shares = (percent(layer.changed), percent(layer.masked), f"{layer.distance:.3f}")
-        table.add_row(escape(layer.name), f"{layer.size:,}", *shares)
+        row = [f"{layer.size:,}", percent(layer.changed), percent(layer.masked), f"{layer.distance:.3f}"]
+        mean = [f"{masks[layer.name]:.3f}" if layer.name in masks else ""] if masks else []
+        table.add_row(escape(layer.name), *row, *mean)
+    table.caption = "halved: share that lost half its size or more; distance: relative change in the 2-norm"
+    table.caption_justify = "left"
     return table
 
 

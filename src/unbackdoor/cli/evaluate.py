@@ -66,4 +66,4 @@ def command(
         used = _open.images_record(images, labelled, None)
         record = {"checkpoint": network.record(), "arch": arch, "images": used, "attack": attack}
         write_json(json, {**record, "metrics": metrics.to_dict()})
-    _show.show_metrics(f"{checkpoint.name}, {metrics.num_images:,} images", {"": metrics})
+    _show.show_metrics(f"{checkpoint.name}, {metrics.num_images:,} images", {"share": metrics})
