@@ -8,6 +8,9 @@ from typing import Any
 from unbackdoor._errors import UnbackdoorError, unknown_name
 from unbackdoor.attacks._base import OptimisedTrigger, TrainableTrigger, Trigger
 from unbackdoor.attacks._labels import AllToAll, AllToOne, LabelMap, SourceSpecific
+from unbackdoor.attacks._poison import Poisoning
+from unbackdoor.attacks._recipe import Recipe
+from unbackdoor.attacks._train import TrainedVictim, train_victim
 from unbackdoor.attacks.adaptive import AdaptiveBlend, AdaptivePatch
 from unbackdoor.attacks.badnets import BadNets
 from unbackdoor.attacks.blend import Blend
@@ -106,8 +109,11 @@ __all__ = [
     "MaskPattern",
     "OptimisedTrigger",
     "Patch",
+    "Poisoning",
+    "Recipe",
     "SourceSpecific",
     "TrainableTrigger",
+    "TrainedVictim",
     "Trigger",
     "TrojanNN",
     "TrojanSquare",
@@ -115,5 +121,6 @@ __all__ = [
     "WaNet",
     "get_trigger",
     "perturb_adversarially",
+    "train_victim",
     "trigger_from_spec",
 ]
