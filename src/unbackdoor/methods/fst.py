@@ -39,14 +39,16 @@ class FST(Method):
         Min, Qin, Shen, Cheng, *Towards Stable Backdoor Purification through Feature Shift Tuning*,
         NeurIPS 2023, arXiv 2310.01875.
 
-    Differs from the authors' code: 10 epochs of 2 % of the data in batches of 128 are 80 steps there; 10
-    epochs of 500 images in batches of 64 are as many here. The head is the last layer that runs, not one
-    named ``linear``.
+    Differs from the authors' code: 10 epochs of 2 % of the data in batches of 128 are 80 steps there; 500
+    images take 240 here, since a head of the old one's size turns slowly where that is large. The head is the last layer that runs, not one
+    named ``linear``. α means what it does for a head of the size of a fresh one, as those of the paper's
+    networks are: where the old head is larger, the inner product is divided by the ratio of their squared
+    norms. Without that it drowns the cross-entropy where the old head is long.
     """
 
     name: ClassVar[str] = "fst"
     shift: float = 0.2
-    num_epochs: int = 10
+    num_epochs: int = 30
     least_steps: int = 80
     learning_rate: float = 0.01
     momentum: float = 0.9
@@ -58,6 +60,7 @@ class FST(Method):
         head = trace_layers(model, clean.images)[-1].module
         old = head.weight.detach().clone()
         restart_(head, session.generator)
+        scale = min(1.0, (head.weight.norm() / old.norm().clamp_min(1e-12)).item() ** 2)
         optimizer = torch.optim.SGD(trainable(model), lr=self.learning_rate, momentum=self.momentum)
         steps = count_steps(len(clean), self.batch_size, epochs=self.num_epochs, least=self.least_steps)
         final = fit(
@@ -68,7 +71,7 @@ class FST(Method):
             schedule=CosineAnnealingLR(optimizer, T_max=max(1, steps)),
             steps=steps,
             batch_size=self.batch_size,
-            loss=self.objective(model, head, old),
+            loss=self.objective(model, head, scale * old),
             augment=crop_and_flip if self.augment else None,
             after_step=lambda: rescale_(head.weight, old.norm()),
             phase="shift features",
@@ -77,7 +80,7 @@ class FST(Method):
         return {"steps": steps, "loss": final, "head_cosine": cosine.item()}
 
     def objective(self, model: nn.Module, head: nn.Module, old: Tensor) -> Loss:
-        """Return L(w·φ(x), y) + α ⟨w, w_old⟩ as a function of a batch."""
+        """Return L(w·φ(x), y) + α ⟨w, old⟩ as a function of a batch."""
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             return functional.cross_entropy(model(images), labels) + self.shift * (head.weight * old).sum()
