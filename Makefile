@@ -1,6 +1,8 @@
 # `make demo` and `make test` start from nothing but python3 (3.11 or newer) and network access to a package index.
 PYTHON ?= python3
 VENV ?= .venv
+# The CPU build, where the index has several: make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -20,12 +22,12 @@ lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 
-# torch comes first and pinned: the index picks the same build on every machine, and nothing later replaces it.
+# torch comes first and pinned, so that no other dependency draws in another build of it.
 $(READY): pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "unbackdoor needs Python 3.11 or newer; got: $$($(PYTHON) --version). fix: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	@touch $@
 
