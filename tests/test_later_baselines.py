@@ -321,14 +321,13 @@ def test_fst_keeps_the_norm_of_the_head_and_turns_it_away(victim):
         shift: purify(
             victim, *draw_images(16, seed=3), method=FST(shift=shift, least_steps=30, augment=False)
         )
-        for shift in (0.0, 0.2)
+        for shift in (0.0, 5.0)
     }
     old = victim[-1].weight
     for result in results.values():
         assert result.model[-1].weight.norm().item() == pytest.approx(old.norm().item(), rel=1e-4)
     cosines = {shift: result.report.details["head_cosine"] for shift, result in results.items()}
-    assert cosines[0.2] < cosines[0.0]
-    assert cosines[0.2] < 0
+    assert cosines[5.0] < min(cosines[0.0], 0)
 
 
 def test_sau_search_stays_in_the_ball_and_raises_its_objective(victim):

@@ -40,10 +40,10 @@ class FST(Method):
         NeurIPS 2023, arXiv 2310.01875.
 
     Differs from the authors' code: 10 epochs of 2 % of the data in batches of 128 are 80 steps there; 500
-    images take 240 here, since a head of the old one's size turns slowly where that is large. The head is the last layer that runs, not one
-    named ``linear``. α means what it does for a head of the size of a fresh one, as those of the paper's
-    networks are: where the old head is larger, the inner product is divided by the ratio of their squared
-    norms. Without that it drowns the cross-entropy where the old head is long.
+    images take 240 here, since a head of the old one's size turns slowly where that is large. The head is
+    the last layer that runs, not one named ``linear``. α means what it does for a head of the size of a fresh
+    one, as those of the paper's networks are: where the old head is larger, the inner product is divided by
+    the ratio of their squared norms. Without that it drowns the cross-entropy.
     """
 
     name: ClassVar[str] = "fst"
