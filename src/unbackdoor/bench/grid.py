@@ -10,7 +10,8 @@ A grid::
 
     name = "main_cifar10"
     results = "../results/main"            # below the grid's folder; default ../results/<name>
-    victims = ["../victims/shared.toml"]   # files of [[victim]] tables; also inline
+    victims = ["../victims/shared.toml"]   # files of [[victim]] and [data.…] tables; also inline
+    methods = ["../methods/all.toml"]      # files of [[method]] tables; also inline
     only = ["badnets*", "clean*"]          # names to keep, default all
     per_class = [1, 10]
     draws = [0, 1, 2, 3, 4]
@@ -64,6 +65,7 @@ GRID_KEYS = (
     "victims",
     "victim",
     "data",
+    "methods",
     "only",
     "per_class",
     "draws",
@@ -101,13 +103,11 @@ def load_grid(path: Path) -> Grid:
     """
     table = _read(path)
     check_keys(table, GRID_KEYS, f"grid {path.name}")
-    _need(table, ("method",), f"grid {path.name}")
+    methods = _methods(table, path)
     victims = _victims(table, path)
     reactivation = _reactivation(table.get("reactivation"))
     name = table.get("name", path.stem)
-    cells = expand(
-        victims, table["method"], table.get("per_class", [1]), table.get("draws", [0]), reactivation
-    )
+    cells = expand(victims, methods, table.get("per_class", [1]), table.get("draws", [0]), reactivation)
     results = (path.parent / table.get("results", f"../results/{name}")).resolve()
     return Grid(name, _unique(cells), results, find_root(path.parent))
 
@@ -172,6 +172,17 @@ def _sweep(method: Mapping[str, Any]) -> list[dict[str, Any]]:
         named = ", ".join(f"{key}={value}" for key, value in chosen.items())
         entries.append({**method, "label": f"{label} {named}".strip(), "fields": {**fields, **chosen}})
     return entries
+
+
+def _methods(table: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    found = list(table.get("method", []))
+    for name in table.get("methods", []):
+        file = path.parent / name
+        content = _read(file)
+        check_keys(content, ("method",), f"methods {file.name}")
+        found += content.get("method", [])
+    _need({"method": found}, ("method",), f"grid {path.name}")
+    return found
 
 
 def _victims(table: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
