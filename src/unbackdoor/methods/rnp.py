@@ -164,9 +164,9 @@ def clip_(masks: Masks) -> None:
 
 
 def prune(masks: Masks, threshold: float) -> Masks:
-    """Return masks that are 0 where m ≤ ``threshold`` and 1 elsewhere.
+    """Return masks that are 0 where m ≤ ``threshold`` and 1 elsewhere, also where m is not a number.
 
     >>> prune({"bn.weight": torch.tensor([0.1, 0.9])}, 0.2)["bn.weight"].tolist()
     [0.0, 1.0]
     """
-    return {name: (mask > threshold).to(mask.dtype) for name, mask in masks.items()}
+    return {name: (~(mask <= threshold)).to(mask.dtype) for name, mask in masks.items()}
