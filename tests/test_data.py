@@ -154,6 +154,10 @@ class TestReadImages:
         assert np.array_equal(read.images, images)
         assert read.labels.tolist() == [0, 1, 1]
 
+    def test_unit_range_is_rounded_to_the_nearest_value(self, tmp_path):
+        np.savez(tmp_path / "a.npz", images=np.full((1, 4, 4, 3), 254.6 / 255), labels=[0])
+        assert data.read_images(tmp_path / "a.npz").images.min() == 255
+
     def test_grey_npz_gets_a_channel(self, tmp_path):
         np.savez(tmp_path / "a.npz", x=pixels(2, 8)[..., 0], y=np.array([0, 1]))
         assert data.read_images(tmp_path / "a.npz").images.shape == (2, 8, 8, 1)
@@ -300,7 +304,7 @@ class TestCifar:
     def test_a_pickle_that_holds_more_is_refused(self, tmp_path, value):
         write_cifar10(tmp_path / "cifar10", 2)
         (tmp_path / "cifar10" / "data_batch_3").write_bytes(pickle.dumps({"data": value, "labels": [0]}))
-        with pytest.raises(UnbackdoorError, match="get the official file again"):
+        with pytest.raises(UnbackdoorError, match="not an array; it was not loaded|an array of object"):
             data.load(tmp_path / "cifar10")
 
     def test_nothing_in_a_pickle_runs(self, tmp_path):

@@ -49,6 +49,19 @@ KEYS = {
     },
     "plain_cnn": {"features.0.weight", "classifier.3.bias"},
 }
+GOLDEN = {  # logits under formula_weights: a change of a forward pass breaks every saved victim
+    "small_vgg": [1.21, -1.8466, 1.2133],
+    "wrn_16_1": [-16.9583, 38.1617, -12.5442],
+    "resnet_18": [-0.3432, 0.3643, -0.0447],
+    "preact_resnet_18": [-0.1195, 0.2384, -0.0594],
+    "vgg_19_bn": [1.4425, -1.4541, 1.5871],
+    "mobilenet_v2": [1.5764, 4.436, -2.3149],
+    "shufflenet_v2_x0_5": [0.7825, 0.8678, 0.9674],
+    "shufflenet_v2_x1_0": [0.8879, 1.0012, 1.1285],
+    "resnet_20": [444.4283, 695.4105, -980.6492],
+    "small_vit": [0.8346, 0.2286, -0.4082],
+    "plain_cnn": [0.538, -0.5971, -0.4706],
+}
 OTHER_SIZE = {"vgg_19_bn": 28}
 
 
@@ -107,6 +120,38 @@ def test_parameter_count_is_the_published_one(built):
     head_width = next(m.in_features for m in reversed(list(colour.modules())) if isinstance(m, nn.Linear))
     spared = (10 - NUM_CLASSES) * (head_width + 1)
     assert sum(p.numel() for p in colour.parameters()) + spared == PARAMETERS[name]
+
+
+@torch.no_grad()
+def formula_weights(net: nn.Module) -> None:
+    """Fill the network with weights that need no random generator, of a size that keeps signals alive."""
+    for number, (name, tensor) in enumerate(net.state_dict().items()):
+        if not tensor.is_floating_point():
+            continue
+        wave = torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) * 12.9898 + number)
+        if tensor.ndim > 1:
+            values = wave * (3 / tensor[0].numel()) ** 0.5
+        else:
+            values = 0.1 * wave + (0 if name.endswith(("bias", "mean")) else 1)
+        tensor.copy_(values.view(tensor.shape))
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+@torch.no_grad()
+def test_the_forward_pass_is_the_one_of_saved_victims(name):
+    size = OTHER_SIZE.get(name, 12)
+    net = zoo.build(name, num_classes=3, in_channels=1, input_size=size).eval()
+    formula_weights(net)
+    images = (
+        torch.sin(torch.arange(size * size, dtype=torch.float64) * 0.7).float().view(1, 1, size, size) / 2
+        + 0.5
+    )
+    assert net(images)[0].tolist() == pytest.approx(GOLDEN[name], rel=1e-2, abs=1e-3)
+
+
+def test_small_vgg_drops_out_as_published():
+    rates = [m.p for m in zoo.build("small_vgg", num_classes=2).features if isinstance(m, nn.Dropout)]
+    assert rates == [0.3, 0.4, 0.4]
 
 
 def test_resnet_18_layer_does_what_the_paper_says():
