@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from unbackdoor import cli
+from unbackdoor import Report, cli
+from unbackdoor._report import LayerChange
 from unbackdoor.checkpoint import _write
+from unbackdoor.cli import _show
 from unbackdoor.methods import AWM
 
 ARCH = """
@@ -100,6 +102,17 @@ def test_purify_writes_the_same_container_and_a_record(case: Case) -> None:
         ["a.npz", "add.png", "mask.npy", "net.py", "patch.png", "pattern.npy", "r.json", "victim.pth"]
         + ["victim.purified.pth"]
     )
+
+
+def test_every_layers_mask_is_shown_where_the_method_tells_it(case: Case) -> None:
+    code, shown = case.purify("--json", "r.json")
+    assert code == 0
+    record = json.loads((case.folder / "r.json").read_text())["report"]
+    line = next(line for line in shown.splitlines() if "0.weight" in line)
+    assert f"{record['details']['mask_mean']['0.weight']:.3f}" in line
+    report = dict(record, layers=tuple(LayerChange(**layer) for layer in record["layers"]))
+    _show.show_report(Report(**{**report, "details": {"mask_mean": 0.25}}))
+    assert "0.25" in case.capsys.readouterr().out
 
 
 def test_purify_is_the_same_for_the_same_seed(case: Case) -> None:

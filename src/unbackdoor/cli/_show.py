@@ -101,8 +101,9 @@ def facts_table(title: str, facts: Mapping[str, object]) -> Table:
 
 
 def _layer_table(report: Report) -> Table:
-    """Return a line a changed tensor; ``mask`` is the mean of the method's own masks, where it has any."""
-    masks = report.details.get("mask_mean", {})
+    """Return a line a changed tensor; ``mask`` is the mean of the method's mask on it, where it tells one."""
+    told = report.details.get("mask_mean")
+    masks = told if isinstance(told, Mapping) else {}
     table = Table(title="Weights that changed, by layer", title_justify="left")
     table.add_column("tensor", overflow="fold")
     for name in ("values", "changed", "halved", "distance", *(["mask"] if masks else [])):
