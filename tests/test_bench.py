@@ -360,7 +360,7 @@ def test_bench_runs_a_grid_and_tells_failures_by_its_exit_code(project):
     arguments = [str(project / "grid.toml"), "--dry-run"]
     assert CliRunner().invoke(cli.app, arguments).exit_code == 0
     assert not (project / "results").exists()
-    result = CliRunner().invoke(cli.app, [str(project / "grid.toml"), "--jobs", "1"])
+    result = CliRunner().invoke(cli.app, [str(project / "grid.toml"), "--jobs", "0"])
     assert result.exit_code == 1, result.output
     assert len(read_records([project / "results"])) == 2
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._version import __version__
-from unbackdoor.cli import attack, demo, evaluate, purify, zoo
+from unbackdoor.cli import attack, bench, demo, evaluate, purify, zoo
 from unbackdoor.cli._show import errors
 
 BAD_INPUT = 2
@@ -28,6 +28,7 @@ app.command("evaluate")(evaluate.command)
 app.command("demo")(demo.command)
 app.command("attack")(attack.command)
 app.add_typer(zoo.app, name="zoo")
+app.add_typer(bench.app, name="bench")
 
 
 def _version(asked: bool) -> None:

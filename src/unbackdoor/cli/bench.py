@@ -30,6 +30,7 @@ from unbackdoor.cli import _show
 
 SOME_FAILED = 1
 DIFFERENT = 1
+INTERRUPTED = 130
 
 
 class _RunByDefault(TyperGroup):
@@ -60,7 +61,7 @@ By = Annotated[str, typer.Option(help=f"What tells rows apart, of: {', '.join(KE
 def run(
     grid: Annotated[Path, typer.Argument(help="The grid, a TOML file.", show_default=False)],
     jobs: Annotated[
-        int, typer.Option(min=1, help="Cells at the same time, each in a process of its own.")
+        int, typer.Option(min=0, help="Cells at the same time, each in its own process; 0: in this one.")
     ] = 1,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of a cell; without it, the cores are divided.")
@@ -69,7 +70,10 @@ def run(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would run, and run nothing.")] = False,
 ) -> None:
-    """Run the cells of GRID that have no record yet. Exit codes: 0 done, 1 some cells failed, 2 bad input."""
+    """Run the cells of GRID that have no record yet.
+
+    Exit codes: 0 done, 1 some cells failed, 2 bad input, 130 interrupted.
+    """
     cells = load_grid(grid)
     plan = make_plan(cells, retry_failed=retry_failed)
     _show.note(f"{cells.name}: {len(plan.todo)} cells to run, {len(plan.done)} done before; {cells.results}")
@@ -77,10 +81,16 @@ def run(
         _show.warn(f"{name} is skipped: {why}")
     if dry_run:
         return
-    with _bar(cells.name) as progress:
-        outcome = run_grid(
-            cells, jobs=jobs, threads=threads, device=device, retry_failed=retry_failed, progress=progress
+    try:
+        with _bar(cells.name) as progress:
+            outcome = run_grid(
+                cells, jobs=jobs, threads=threads, device=device, retry_failed=retry_failed, progress=progress
+            )
+    except KeyboardInterrupt:
+        _show.note(
+            "interrupted; finished cells have their records, and the same command goes on with the rest"
         )
+        raise typer.Exit(INTERRUPTED) from None
     _finish(outcome)
 
 
