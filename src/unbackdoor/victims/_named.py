@@ -21,7 +21,7 @@ def _cifar(epochs: int = 3, **fields: Any) -> VictimSpec:
     return VictimSpec(data="cifar10", recipe=_short("cifar10", epochs), **fields)
 
 
-def _gtsrb(epochs: int = 6, **fields: Any) -> VictimSpec:
+def _gtsrb(epochs: int = 4, **fields: Any) -> VictimSpec:
     return VictimSpec(data="gtsrb", recipe=_short("gtsrb", epochs), **fields)
 
 
@@ -34,7 +34,7 @@ NAMED: dict[str, VictimSpec] = {
     "gtsrb-small_vgg-clean": _gtsrb(),
     "fashion_mnist-wrn_16_1-badnets": _fashion(arch="wrn_16_1", attack="badnets"),
     "cifar10-small_vgg-blend": _cifar(attack="blend"),
-    "gtsrb-small_vgg-wanet": _gtsrb(8, attack="wanet"),
+    "gtsrb-small_vgg-wanet": _gtsrb(6, attack="wanet"),
     "cifar10-small_vgg-sig": _cifar(attack="sig", clean_label=True, poison_rate=0.8),
     "cifar10-small_vgg-badnets-all_to_all": _cifar(5, attack="badnets", all_to_all=True),
     "gtsrb-small_vgg-ftrojan": _gtsrb(attack="ftrojan"),
@@ -47,9 +47,9 @@ NAMED: dict[str, VictimSpec] = {
         data="gtsrb",
         arch="plain_cnn",
         attack="trojan_watermark",
-        recipe=_short("gtsrb", 8, learning_rate=0.02),
+        recipe=_short("gtsrb", 6, learning_rate=0.02),
     ),
-    "gtsrb-small_vgg-input_aware": _gtsrb(10, attack="input_aware", fields={"mask_epochs": 3, "width": 16}),
+    "gtsrb-small_vgg-input_aware": _gtsrb(6, attack="input_aware", fields={"mask_epochs": 3, "width": 16}),
     "cifar10-small_vgg-adaptive_blend": _cifar(attack="adaptive_blend", poison_rate=0.01),
     "cifar10-small_vgg-clean_label": _cifar(
         attack="badnets",
