@@ -47,7 +47,8 @@ class IBAU(Method):
     Differs from the authors' code: as there and unlike the paper, the inner labels are the network's own
         predictions, a penalty stands for the bound, and δ is added to 1 % of a batch. The code takes its
         fixed-point map from the first batch always; here from the batch of the step. It has 5,000 images
-        (of the test set), so rounds of 50 batches; here a round has ``least_steps`` batches at least.
+        (of the test set) in 50 batches of 100 a round; here 500 images make 10 batches of 50, and fewer images
+        ``least_steps`` batches.
 
     >>> IBAU().num_fixed_point_steps
     5
@@ -62,7 +63,7 @@ class IBAU(Method):
     inner_penalty: float = 1e-3
     portion: float = 0.01
     learning_rate: float = 1e-3
-    batch_size: int = 100
+    batch_size: int = 50
     least_steps: int = 10
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
