@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from unbackdoor._errors import UnbackdoorError
 
@@ -49,8 +49,8 @@ def collect(model: nn.Module, images: object, labels: object = None) -> CleanIma
     _check_images(images)
     _check_labels(images, labels)
     weight = next(model.parameters())
-    images = images.to(weight.device, weight.dtype).contiguous()
-    labels = labels.to(weight.device, torch.int64)
+    images = images.detach().to(weight.device, weight.dtype).clone().contiguous()
+    labels = labels.to(weight.device, torch.int64).clone()
     num_classes = _count_classes(model, images)
     _check_label_range(labels, num_classes)
     return CleanImages(images, labels, num_classes)
@@ -76,12 +76,19 @@ def _as_tensors(images: object, labels: object) -> tuple[Tensor, Tensor]:
 
 def _from_pairs(source: Dataset | DataLoader) -> tuple[Tensor, Tensor]:
     batched = isinstance(source, DataLoader)
-    pairs = list(source) if batched else [source[i] for i in range(len(source))]  # type: ignore[arg-type]
+    streamed = batched or isinstance(source, IterableDataset)
+    pairs = list(source) if streamed else [source[i] for i in range(len(source))]  # type: ignore[arg-type]
     if not pairs:
         raise UnbackdoorError("no clean images", value="an empty data set", fix="give at least one a class")
-    images = [torch.as_tensor(pair[0]) for pair in pairs]
-    labels = [torch.as_tensor(pair[1]) for pair in pairs]
-    return (torch.cat(images), torch.cat(labels)) if batched else (torch.stack(images), torch.stack(labels))
+    join = torch.cat if batched else torch.stack
+    try:
+        return tuple(join([torch.as_tensor(pair[part]) for pair in pairs]) for part in (0, 1))  # type: ignore
+    except (TypeError, KeyError, IndexError, RuntimeError, ValueError) as error:
+        raise UnbackdoorError(
+            f"the data set must give (image, label) pairs of tensors of one size: {error}",
+            value=type(pairs[0]).__name__,
+            fix="give it a transform to float (C, H, W) tensors in [0, 1], all resized alike",
+        ) from error
 
 
 def _check_images(images: Tensor) -> None:

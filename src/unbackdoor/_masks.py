@@ -38,19 +38,21 @@ def maskable_weights(
         UnbackdoorError: two selected modules share one weight (it would be masked twice), or there is none.
     """
     weights: dict[str, nn.Parameter] = {}
-    owners: dict[int, str] = {}
+    owners: dict[tuple[int, torch.device], str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         weight = getattr(module, "weight", None)
         if not select(module) or not isinstance(weight, nn.Parameter):
             continue
         name = f"{path}.weight" if path else "weight"
-        if id(weight) in owners:
+        # By memory, not by object: two parameters can be views of one tensor.
+        place = (weight.data_ptr(), weight.device)
+        if weight.numel() and place in owners:
             raise UnbackdoorError(
                 "two layers share one weight (tied weights); a mask on it would act on both",
-                value=f"{owners[id(weight)]} and {name}",
-                fix=f"untie them first: layer.weight = nn.Parameter(layer.weight.detach().clone()) for {name}",
+                value=f"{owners[place]} and {name}",
+                fix=f"untie {name}: layer.weight = nn.Parameter(layer.weight.detach().clone())",
             )
-        owners[id(weight)] = name
+        owners[place] = name
         weights[name] = weight
     if not weights:
         raise UnbackdoorError(

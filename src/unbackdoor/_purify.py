@@ -31,6 +31,7 @@ class Purified:
     report: Report
 
 
+@torch.inference_mode(False)
 def purify(
     model: nn.Module,
     images: object,
@@ -67,10 +68,11 @@ def purify(
     method = get_method(method)
     check_model(model)
     work = _private_copy(model)
-    clean = collect(work, images, labels)
+    with _seeded(seed, work):  # a DataLoader that shuffles draws from the global generator
+        clean = collect(work, images, labels)
     before = accuracy_on(work, clean)
     start = time.perf_counter()
-    with _seeded(seed, clean.images.device), _kept_flags(work):
+    with _seeded(seed, work), _kept_flags(work):
         generator = torch.Generator().manual_seed(seed)
         details = method.run(work, clean, Session(generator, progress))
     seconds = time.perf_counter() - start
@@ -148,7 +150,8 @@ def _kept_flags(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def _seeded(seed: int, model: nn.Module) -> Iterator[None]:
+    device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(seed)

@@ -73,7 +73,9 @@ def compare(before: nn.Module, after: nn.Module) -> tuple[LayerChange, ...]:
     """Compare two networks tensor by tensor; floating tensors only, in state-dict order."""
     new = after.state_dict()
     pairs = ((name, old, new[name]) for name, old in before.state_dict().items())
-    return tuple(_change(name, old, now) for name, old, now in pairs if old.is_floating_point() and old.numel())
+    return tuple(
+        _change(name, old, now) for name, old, now in pairs if old.is_floating_point() and old.numel()
+    )
 
 
 def _change(name: str, old: torch.Tensor, now: torch.Tensor) -> LayerChange:
