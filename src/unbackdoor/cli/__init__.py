@@ -53,6 +53,7 @@ def main() -> None:
     except UnbackdoorError as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(BAD_INPUT)
-    except KeyboardInterrupt:
-        errors.print("interrupted; nothing was written")
-        sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            errors.print("interrupted")
+        raise
