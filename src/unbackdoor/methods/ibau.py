@@ -47,7 +47,7 @@ class IBAU(Method):
     Differs from the authors' code: as there and unlike the paper, the inner labels are the network's own
         predictions, a penalty stands for the bound, and δ is added to 1 % of a batch. The code takes its
         fixed-point map from the first batch always; here from the batch of the step. It has 5,000 images
-        (of the test set) in 50 batches of 100 a round; here 500 images make 10 batches of 50, and fewer images
+        (of the test set) in 50 batches of 100 a round; here 500 images make 10 batches of 50 and fewer make
         ``least_steps`` batches.
 
     >>> IBAU().num_fixed_point_steps
