@@ -140,6 +140,14 @@ def test_the_name_of_a_record_follows_from_the_figures_and_not_from_labels(proje
     assert record_name(cell).startswith("badnets-awm-n1-d0-")
 
 
+def test_the_name_counts_a_default_and_the_same_value_given_as_one(project):
+    cell = grid_of(project).cells[0]
+    given = grid_of(project, GRID.replace("epochs = 1", "epochs = 1, trigger_budget = 100.0")).cells[0]
+    older = {key: value for key, value in cell["method"]["fields"].items() if key != "trigger_budget"}
+    before_the_field = {**cell, "method": {**cell["method"], "fields": older}}
+    assert cell_hash(cell) == cell_hash(given) == cell_hash(before_the_field)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -249,6 +257,13 @@ def test_another_checkpoint_makes_its_records_old(project):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
     torch.save(network.state_dict(), project / "net.pth")
     assert len(make_plan(grid_of(project)).todo) == 4
+
+
+def test_another_default_makes_its_records_old(project):
+    one = run(project).records[0]
+    one["cell"]["method"]["fields"]["trigger_budget"] = 99.0
+    (project / "results" / record_name(grid_of(project).cells[0])).write_text(json.dumps(one))
+    assert len(make_plan(grid_of(project)).todo) == 1
 
 
 def test_a_victim_without_its_files_is_skipped_with_the_reason(project):

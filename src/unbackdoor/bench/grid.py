@@ -43,15 +43,13 @@ A grid::
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import itertools
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor.bench.grid_file import METHOD_KEYS, check_keys, methods_of, need, read_toml, victims_of
 from unbackdoor.bench.places import find_root
 from unbackdoor.bench.reactivate import Reactivation
 from unbackdoor.bench.records import plain, record_name
@@ -72,10 +70,6 @@ GRID_KEYS = (
     "method",
     "reactivation",
 )
-METHOD_KEYS = ("name", "label", "fields", "sweep", "for_data")
-VICTIM_KEYS = ("name", "checkpoint", "arch", "key", "sha256", "data", "trigger", "labels", "note", "source")
-DATA_KEYS = ("name", "loader", "args", "needs")
-VICTIM_FILE_KEYS = ("data", "victim")
 
 
 @dataclass(frozen=True)
@@ -101,10 +95,10 @@ def load_grid(path: Path) -> Grid:
     Raises:
         UnbackdoorError: what is wrong, in which file.
     """
-    table = _read(path)
+    table = read_toml(path)
     check_keys(table, GRID_KEYS, f"grid {path.name}")
-    methods = _methods(table, path)
-    victims = _victims(table, path)
+    methods = methods_of(table, path)
+    victims = victims_of(table, path)
     reactivation = _reactivation(table.get("reactivation"))
     name = table.get("name", path.stem)
     cells = expand(victims, methods, table.get("per_class", [1]), table.get("draws", [0]), reactivation)
@@ -128,15 +122,6 @@ def expand(
 def method_of(entry: Mapping[str, Any]) -> Method:
     """Return the method object of a cell's ``method`` entry."""
     return get_method(entry["name"], **{key: _frozen(value) for key, value in entry["fields"].items()})
-
-
-def check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Refuse keys that nothing reads."""
-    unknown = sorted(set(table) - set(known))
-    if unknown:
-        raise UnbackdoorError(
-            f"unknown key in {where}", value=", ".join(unknown), fix=f"use: {', '.join(known)}"
-        )
 
 
 def _cell(
@@ -163,7 +148,7 @@ def _cell(
 def _sweep(method: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one entry for every combination of the swept fields, named in the label."""
     check_keys(method, METHOD_KEYS, "[[method]]")
-    _need(method, ("name",), "[[method]]")
+    need(method, ("name",), "[[method]]")
     swept = method.get("sweep", {})
     label, fields = method.get("label", method["name"]), method.get("fields", {})
     entries = []
@@ -172,54 +157,6 @@ def _sweep(method: Mapping[str, Any]) -> list[dict[str, Any]]:
         named = ", ".join(f"{key}={value}" for key, value in chosen.items())
         entries.append({**method, "label": f"{label} {named}".strip(), "fields": {**fields, **chosen}})
     return entries
-
-
-def _methods(table: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-    found = list(table.get("method", []))
-    for name in table.get("methods", []):
-        file = path.parent / name
-        content = _read(file)
-        check_keys(content, ("method",), f"methods {file.name}")
-        found += content.get("method", [])
-    _need({"method": found}, ("method",), f"grid {path.name}")
-    return found
-
-
-def _victims(table: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-    found = _victim_tables(table, f"grid {path.name}")
-    for name in table.get("victims", []):
-        file = path.parent / name
-        content = _read(file)
-        check_keys(content, VICTIM_FILE_KEYS, f"victims {file.name}")
-        found += _victim_tables(content, f"victims {file.name}")
-    patterns = table.get("only", ["*"])
-    kept = [v for v in found if any(fnmatch.fnmatch(v["name"], pattern) for pattern in patterns)]
-    if not kept:
-        names = ", ".join(v["name"] for v in found) or "none"
-        raise UnbackdoorError(
-            "the grid has no victim", value=f"only = {patterns}", fix=f"victims there: {names}"
-        )
-    return kept
-
-
-def _victim_tables(table: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """Return the [[victim]] tables with the data set's own table in place of its name."""
-    data = {name: {"name": name, **values} for name, values in table.get("data", {}).items()}
-    for name, entry in data.items():
-        check_keys(entry, DATA_KEYS, f"[data.{name}] of {where}")
-    victims = []
-    for victim in table.get("victim", []):
-        check_keys(victim, VICTIM_KEYS, f"[[victim]] of {where}")
-        _need(victim, ("name", "checkpoint", "data"), f"[[victim]] of {where}")
-        if victim["data"] not in data:
-            known = ", ".join(data) or "none"
-            raise UnbackdoorError(
-                f"victim {victim['name']} names a data set that {where} does not have",
-                value=victim["data"],
-                fix=f"add [data.{victim['data']}], or use one of: {known}",
-            )
-        victims.append({**victim, "data": data[victim["data"]]})
-    return victims
 
 
 def _reactivation(table: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -235,27 +172,3 @@ def _unique(cells: Iterable[Cell]) -> tuple[Cell, ...]:
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
-
-
-def _need(table: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
-    missing = [key for key in keys if not table.get(key)]
-    if missing:
-        raise UnbackdoorError(
-            f"missing in {where}",
-            value=", ".join(missing),
-            fix=f"add: {missing[0]} = …, see unbackdoor.bench.grid",
-        )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise UnbackdoorError(
-            f"cannot read: {error.strerror}", value=path, fix="give the path of a TOML file"
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise UnbackdoorError(
-            f"not TOML: {error}", value=path, fix="see benchmarks/grids for examples"
-        ) from error

@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._files import write_json
+from unbackdoor.methods import METHODS
 
 FORMAT = 1
 """Version of the record's layout; a reader refuses newer ones."""
@@ -33,10 +35,16 @@ def digest(value: Any) -> str:
 
 
 def cell_hash(cell: Mapping[str, Any]) -> str:
-    """Return the hash that names a cell: of everything that decides its figures, and of no label or note."""
+    """Return the hash that names a cell: of everything that decides its figures, and of no label or note.
+
+    Of the method's fields those count that are not at their default, so that a field which a later version
+    adds leaves the names as they are.
+    """
     victim = {key: value for key, value in cell["victim"].items() if key not in ("note", "source")}
-    method = {key: value for key, value in cell["method"].items() if key != "label"}
-    return digest({**cell, "victim": victim, "method": method})[:HASH_LENGTH]
+    name, fields = cell["method"]["name"], cell["method"]["fields"]
+    usual = _defaults(name)
+    changed = {key: value for key, value in fields.items() if key not in usual or usual[key] != value}
+    return digest({**cell, "victim": victim, "method": [name, changed]})[:HASH_LENGTH]
 
 
 def record_name(cell: Mapping[str, Any]) -> str:
@@ -48,6 +56,12 @@ def record_name(cell: Mapping[str, Any]) -> str:
     """
     readable = f"{cell['victim']['name']}-{cell['method']['name']}-n{cell['per_class']}-d{cell['draw']}"
     return f"{slug(readable)}-{cell_hash(cell)}.json"
+
+
+@lru_cache
+def _defaults(name: str) -> dict[str, Any]:
+    """Return a method's default fields; none for a method that this version does not have."""
+    return plain(METHODS[name]().fields()) if name in METHODS else {}
 
 
 def slug(text: str) -> str:

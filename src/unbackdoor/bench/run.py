@@ -61,7 +61,8 @@ class Outcome:
 def make_plan(grid: Grid, *, retry_failed: bool = False) -> Plan:
     """Look at the results folder and decide what is left to do.
 
-    A record of another checkpoint than the one that lies there now counts as not done.
+    A record of another checkpoint than the one that lies there now, or of other defaults of the method,
+    counts as not done.
 
     Args:
         grid: the grid.
@@ -74,7 +75,7 @@ def make_plan(grid: Grid, *, retry_failed: bool = False) -> Plan:
     for cell in grid.cells:
         key = digest(cell["victim"])
         record = _record_of(cell, grid.results)
-        if record is not None and not _outdated(record, hashes[key], retry_failed):
+        if record is not None and not _outdated(record, cell, hashes[key], retry_failed):
             done.append(record)
         elif (why := absent[key]) is not None:
             skipped[cell["victim"]["name"]] = why
@@ -170,7 +171,10 @@ def _hash_of(victim: dict[str, Any], root: Path) -> str | None:
     return file_hash(path) if path.is_file() else None
 
 
-def _outdated(record: dict[str, Any], sha256: str | None, retry_failed: bool) -> bool:
+def _outdated(record: dict[str, Any], cell: Cell, sha256: str | None, retry_failed: bool) -> bool:
+    now = cell["method"]["fields"]
+    if any(key not in now or now[key] != value for key, value in record["cell"]["method"]["fields"].items()):
+        return True
     if record["status"] == "failed":
         return retry_failed
     return sha256 is not None and record["victim"]["sha256"] != sha256
