@@ -137,6 +137,9 @@ def test_a_killed_run_continues_to_the_same_result(trigger: Trigger, tmp_path: P
     assert same(state_of(whole), state_of(resumed)) and whole.losses == resumed.losses
     assert same(whole.poisoning.trigger.state(), resumed.poisoning.trigger.state())
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    finished = train_victim(network(), split(), poisoning, QUICK, resume_path=tmp_path / "state")
+    assert same(state_of(whole), state_of(finished)) and finished.seconds == resumed.seconds
+    assert (finished.num_poisoned, finished.num_covers) == (whole.num_poisoned, whole.num_covers)
 
 
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:

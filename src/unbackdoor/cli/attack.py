@@ -13,8 +13,14 @@ from unbackdoor._files import check_writable
 from unbackdoor.attacks import ATTACKS
 from unbackdoor.cli import _open, _options, _show
 from unbackdoor.data import NAMES, load
-from unbackdoor.victims import SavedVictim, VictimSpec, build_victim, default_recipe, load_victim
-from unbackdoor.victims._record import check_suffix
+from unbackdoor.victims import (
+    SavedVictim,
+    VictimSpec,
+    build_victim,
+    check_suffix,
+    default_recipe,
+    load_victim,
+)
 
 NONE = "none"
 FORMATS = ("safetensors", "pth")

@@ -16,16 +16,10 @@ from unbackdoor.bench.places import find_root, locate
 from unbackdoor.bench.records import plain
 from unbackdoor.data import TestSplit, TrainSplit, load
 from unbackdoor.methods import Progress
+from unbackdoor.victims._architecture import Architecture
+from unbackdoor.victims._load import SavedVictim, load_victim, read_victim_record
 from unbackdoor.victims._named import NAMED
-from unbackdoor.victims._record import (
-    Architecture,
-    SavedVictim,
-    check_suffix,
-    load_victim,
-    read_victim_record,
-    record_path,
-    save_victim,
-)
+from unbackdoor.victims._record import check_suffix, record_path, save_victim
 from unbackdoor.victims._spec import VictimSpec
 
 Splits = tuple[TrainSplit, TestSplit]
