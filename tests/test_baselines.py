@@ -377,7 +377,14 @@ def test_ibau_agrees_with_its_slow_reference() -> None:
     images = torch.rand(9, 1, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     clean = CleanImages(images, torch.arange(9) % 3, 3)
     slow = copy.deepcopy(model)
-    method = IBAU(num_rounds=2, batch_size=5, least_steps=3, portion=0.4, inner_learning_rate=1.0)
+    method = IBAU(
+        num_rounds=2,
+        batch_size=5,
+        least_steps=3,
+        portion=0.4,
+        inner_learning_rate=1.0,
+        perturbation_bound=0.5,
+    )
     method.run(model, clean, session(6))
     drawn, rounds = torch.Generator().manual_seed(6), []
     for _ in range(2):
@@ -388,7 +395,7 @@ def test_ibau_agrees_with_its_slow_reference() -> None:
             outer.append((x, y, chosen))
         rounds.append((inner, outer))
     ibau_reference.unlearn(
-        slow, rounds, inner_rate=1.0, fixed_point_step=0.1, penalty=1e-3, rate=1e-3, num_steps=5
+        slow, rounds, inner_rate=1.0, fixed_point_step=0.1, penalty=1e-3, bound=0.5, rate=1e-3, num_steps=5
     )
     for fast, reference in zip(model.parameters(), slow.parameters(), strict=True):
         assert torch.allclose(fast, reference, rtol=1e-8, atol=1e-12)
@@ -399,6 +406,6 @@ def test_perturbation_climbs_the_loss() -> None:
     FineTune(least_steps=60, num_epochs=1, learning_rate=0.1, augment=False).run(model, clean, session())
     model.eval()
     delta = IBAU(inner_learning_rate=50.0, inner_penalty=1e-4).perturbation(model, clean, session(), 20)
-    assert delta.shape == (1, 1, 8, 8)
+    assert delta.shape == (1, 1, 8, 8) and delta.norm() <= 10.001
     turned = CleanImages(clean.images + delta, clean.labels, 3)
     assert share_correct(model, turned) < share_correct(model, clean) - 0.2

@@ -45,6 +45,7 @@ def unlearn(
     inner_rate: float,
     fixed_point_step: float,
     penalty: float,
+    bound: float,
     rate: float,
     num_steps: int,
 ) -> None:
@@ -60,19 +61,23 @@ def unlearn(
         for images, _ in inner_batches:
             own = model(images).argmax(1)
             delta = delta.detach().requires_grad_()
-            loss = penalty * (delta**2).sum() - functional.cross_entropy(model(images + delta), own)
+            loss = penalty * (delta**2).sum() - functional.cross_entropy(
+                model((images + delta).clamp(0, 1)), own
+            )
             loss.backward()
             delta = delta - inner_rate * delta.grad
+        if (delta**2).sum().sqrt() > bound:
+            delta = delta * bound / (delta**2).sum().sqrt()
         for images, labels, chosen in outer_batches:
             weights = tuple(parameter.detach() for parameter in model.parameters())
 
             def inner(d: Tensor, w: tuple[Tensor, ...], x: Tensor = images, y: Tensor = labels) -> Tensor:
-                return penalty * (d**2).sum() - functional.cross_entropy(logits(x + d, w), y)
+                return penalty * (d**2).sum() - functional.cross_entropy(logits((x + d).clamp(0, 1), w), y)
 
             def outer(
                 d: Tensor, w: tuple[Tensor, ...], x: Tensor = images, y: Tensor = labels, c: Tensor = chosen
             ) -> Tensor:
-                return functional.cross_entropy(logits(x + c * d, w), y)
+                return functional.cross_entropy(logits((x + c * d).clamp(0, 1), w), y)
 
             gradients = hypergradient(outer, inner, delta.detach(), weights, fixed_point_step, num_steps)
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
