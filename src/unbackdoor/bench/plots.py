@@ -12,7 +12,8 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._files import writing
 
 Record = Mapping[str, Any]
-MARKERS = "osD^v<>Phx*dXp8"
+MARKERS = "osD^v<>PhX*dp8H"
+MOST_COLUMNS = 3
 
 
 def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -72,21 +73,32 @@ def acc_asr_plane(records: Sequence[Record], styles: Mapping[str, Mapping[str, A
     A large mark is a method's mean, small ones are its victims (mean over draws).
     """
     panels = sorted(_grouped(records, lambda r: r["cell"]["per_class"]).items())
-    width = 1.2 + 4.0 * len(panels)
+    columns = min(MOST_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (2.0 + 4.0 * columns, 0.4 + 3.8 * rows)
     figure, axes = _pyplot().subplots(
-        1, len(panels), figsize=(max(width, 6.5), 4.2), sharey=True, squeeze=False, layout="constrained"
+        rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, (size, rows) in zip(axes[0], panels, strict=True):
-        for label, group in _grouped(rows, _label).items():
-            spots = [_spot(own) for own in _grouped(group, lambda r: r["cell"]["victim"]["name"]).values()]
-            look = {**styles[label], "linestyle": "none"}
-            axis.plot(*zip(*spots, strict=True), **{**look, "markersize": 3.5, "alpha": 0.45})
-            axis.plot(*_spot(group), **{**look, "markersize": 9, "markeredgecolor": "black"}, label=label)
-        axis.set(xlabel="ACC lost, in points", title=f"{size} clean image{'s' if size > 1 else ''} a class")
-        axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
-    axes[0][0].set(ylabel="ASR in %", ylim=(-3, 103))
-    _legend(figure, axes[0][-1])
+    for axis, (count, group) in zip(axes.flat, panels, strict=False):
+        _draw_plane(axis, group, styles)
+        axis.tick_params(labelbottom=True)
+        axis.set(title=f"{count} clean image{'s' if count > 1 else ''} a class")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    figure.supxlabel("ACC lost, in points")
+    figure.supylabel("ASR in %")
+    _legend(figure, axes[0][0])
     return figure
+
+
+def _draw_plane(axis: Any, records: Sequence[Record], styles: Mapping[str, Mapping[str, Any]]) -> None:
+    for label, group in _grouped(records, _label).items():
+        spots = [_spot(own) for own in _grouped(group, lambda r: r["cell"]["victim"]["name"]).values()]
+        look = {**styles[label], "linestyle": "none"}
+        axis.plot(*zip(*spots, strict=True), **{**look, "markersize": 3.5, "alpha": 0.45})
+        axis.plot(*_spot(group), **{**look, "markersize": 9, "markeredgecolor": "black"}, label=label)
+    axis.set_ylim(-3, 103)
+    axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
 
 
 def reactivation(records: Sequence[Record], styles: Mapping[str, Mapping[str, Any]]) -> Any:
