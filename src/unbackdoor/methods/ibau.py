@@ -47,8 +47,8 @@ class IBAU(Method):
 
     Differs from the authors' code: the default follows their CIFAR-10 notebook (x + δ clipped to [0, 1],
         C = 10, own predictions as inner labels, δ added to 1 % of a batch); their script neither clips nor
-        bounds. The notebook searches δ on triggered test images and both take 5,000 clean images from the test
-        set; here the clean images are all there is. Their fixed-point map always reads the first batch, here
+        bounds. The notebook searches δ on triggered test images; both take clean images from the test
+        set; here the clean images are all there is. The fixed-point map always reads the first batch, here
         that of the step. Their rounds have 50 batches of 100; here 500 images make 10 of 50, and fewer make
         ``least_steps``.
 
