@@ -76,14 +76,15 @@ class Victim:
         """Return the metrics of ``model`` on the whole test split; ``None`` without a trigger."""
         if self.trigger is None or self.label_map is None:
             return None
-        return evaluate(model, self.data.test_images, self.data.test_labels, self.trigger, self.label_map)
+        images, labels = self.data.test_images, self.data.test_labels
+        return evaluate(model, images, labels, self.trigger, self.label_map, _batch_size(model))
 
     def figures(self, model: nn.Module) -> dict[str, float | None]:
         """Return the metrics as plain values; ACC alone without a trigger."""
         metrics = self.measure(model)
         if metrics is not None:
             return dict(metrics.to_dict())
-        acc = accuracy(model, self.data.test_images, self.data.test_labels)
+        acc = accuracy(model, self.data.test_images, self.data.test_labels, _batch_size(model))
         return {"acc": acc, "asr": None, "ra": None, "num_images": len(self.data.test_labels)}
 
 
@@ -148,6 +149,11 @@ def missing_file(entry: Mapping[str, Any], root: str | Path) -> str | None:
     named = [entry["checkpoint"], entry["data"].get("needs", ".")]
     absent = [path for path in (locate(text, root) for text in named) if not path.exists()]
     return f"{absent[0]} is not there" if absent else None
+
+
+def _batch_size(model: nn.Module) -> int:
+    """Return a fast batch size: on CPU one whose activations the allocator reuses and does not map anew."""
+    return 100 if next(model.parameters()).device.type == "cpu" else 1000
 
 
 def _trigger(name: str, **fields: Any) -> Trigger:
