@@ -53,7 +53,7 @@ from unbackdoor.methods._base import Method, Session
 FEW_IMAGES = 43
 """The authors augment ten images of CIFAR-10 and leave the 43 of GTSRB alone."""
 COPIES = 9
-MASK_STEP = {"paper": 1.0, "official": 1e-2}
+MASK_STEP = {"paper": 0.1, "official": 1e-2}
 MASK_STEP_DECAY = {"paper": 1.0, "official": 0.9}
 
 
@@ -72,7 +72,8 @@ class AWM(Method):
         trigger_budget: τ > 0, bound on ‖Δ‖₁ over all pixels and channels.
         trigger_step: η₁ > 0, size of an ascent step on Δ.
         mask_step: η₂ > 0, Adam's learning rate (official, ``None`` is 0.01) or the size of a descent step
-            (paper, ``None`` is 1; the paper gives no figure).
+            (paper, ``None`` is 0.1: the paper gives no figure, and this is the smallest power of ten with
+            which the outer loss, on clean images alone, falls from epoch to epoch).
         mask_step_decay: factor on η₂ after every epoch, in (0, 1]; ``None`` is 0.9 (official) or 1 (paper).
         epochs: E ≥ 0.
         steps: T ≥ 0, steps of each phase an epoch; ``None`` is 5·⌊n/b⌋ for n images with their copies, and 5
