@@ -16,14 +16,31 @@ from unbackdoor.methods.mcr import MCR
 from unbackdoor.methods.nad import NAD
 from unbackdoor.methods.neural_cleanse import NeuralCleanse
 from unbackdoor.methods.nft import NFT
+from unbackdoor.methods.restore import Restore
 from unbackdoor.methods.rnp import RNP
 from unbackdoor.methods.sau import SAU
 
 METHODS: dict[str, type[Method]] = {
     cls.name: cls
-    for cls in (AWM, FineTune, FinePrune, CLP, RNP, NFT, NAD, MCR, NeuralCleanse, FTSAM, SAU, FST, ANP, IBAU)
+    for cls in (
+        Restore,
+        AWM,
+        FineTune,
+        FinePrune,
+        CLP,
+        RNP,
+        NFT,
+        NAD,
+        MCR,
+        NeuralCleanse,
+        FTSAM,
+        SAU,
+        FST,
+        ANP,
+        IBAU,
+    )
 }
-DEFAULT = AWM
+DEFAULT = Restore
 
 __all__ = [
     "ANP",
@@ -43,6 +60,7 @@ __all__ = [
     "NeuralCleanse",
     "Progress",
     "RNP",
+    "Restore",
     "SAU",
     "Session",
     "get_method",

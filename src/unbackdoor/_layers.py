@@ -1,0 +1,148 @@
+"""What goes into convolution and linear layers, as rows of a linear map: out = row · Wᵀ (+ bias).
+
+A convolution is a linear map on image patches. ``LayerRows`` cuts the same random patches out of the input of
+each watched layer, in the order in which the network runs them, so that the inputs for clean and for triggered
+images, in two versions of a network, can be compared row by row.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BATCH = 64
+
+
+def restorable_layers(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
+    """Return the layers that are linear maps on rows, by name, in the order the network runs them.
+
+    These are ``nn.Linear`` and ``nn.Conv2d`` without groups, with zero padding, called exactly once a forward
+    pass. Others (grouped and depthwise convolutions, 1-D and 3-D ones, attention's packed projections) are left
+    alone.
+    """
+    calls: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+        for name, module in model.named_modules()
+        if _is_row_map(module)
+    ]
+    try:
+        with torch.no_grad():
+            model(images[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: model.get_submodule(name) for name in calls if calls.count(name) == 1}
+
+
+def augmented_weight(layer: nn.Module) -> Tensor:
+    """Return [W | bias] as a matrix (out, in) or (out, in + 1), a copy."""
+    weight = layer.weight.detach().flatten(1)
+    return weight.clone() if layer.bias is None else torch.cat([weight, layer.bias.detach()[:, None]], dim=1)
+
+
+@torch.no_grad()
+def add_to_weight_(layer: nn.Module, change: Tensor) -> None:
+    """Add a matrix shaped like ``augmented_weight`` to the layer, in place."""
+    if layer.bias is not None:
+        layer.bias.add_(change[:, -1])
+        change = change[:, :-1]
+    layer.weight.add_(change.reshape(layer.weight.shape))
+
+
+class _Reached(Exception):
+    """Stops a forward pass once the watched layer has been seen."""
+
+
+class LayerRows:
+    """Cuts rows out of layer inputs, at positions fixed once for each layer.
+
+    Args:
+        per_image: rows an image, at most as many as the layer has positions.
+        generator: draws the positions.
+    """
+
+    def __init__(self, per_image: int, generator: torch.Generator):
+        self.per_image, self.generator = per_image, generator
+        self.positions: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def of(self, model: nn.Module, layers: dict[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
+        """Return {layer: rows (N·r, in (+1 for a bias))} for images (N, C, H, W); hooks are always removed.
+
+        The forward pass stops at the last layer asked for.
+        """
+        rows: dict[str, list[Tensor]] = {name: [] for name in layers}
+        for first in range(0, len(images), BATCH):
+            self._batch(model, layers, images[first : first + BATCH], first, len(images), rows)
+        return {name: torch.cat(parts) for name, parts in rows.items()}
+
+    def _batch(self, model, layers, images, first, total, rows) -> None:
+        last = list(layers)[-1]
+
+        def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str) -> None:
+            at = self._positions(name, module, output, total)[first : first + len(images)]
+            rows[name].append(_cut(module, inputs[0], output, at.to(images.device)))
+            if name == last:
+                raise _Reached
+
+        handles = [
+            layer.register_forward_hook(lambda m, i, o, name=name: watch(m, i, o, name))
+            for name, layer in ((n, model.get_submodule(n)) for n in layers)
+        ]
+        try:
+            model(images)
+        except _Reached:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _positions(self, name: str, layer: nn.Module, output: Tensor, total: int) -> Tensor:
+        if name not in self.positions:
+            count = _num_positions(layer, output)
+            draws = torch.rand(total, count, generator=self.generator)
+            self.positions[name] = draws.topk(min(self.per_image, count), dim=1).indices
+        return self.positions[name]
+
+
+def _is_row_map(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros"
+    return type(module) is nn.Linear
+
+
+def _num_positions(layer: nn.Module, output: Tensor) -> int:
+    return output[0, 0].numel() if isinstance(layer, nn.Conv2d) else output[0, ..., 0].numel()
+
+
+def _cut(layer: nn.Module, inputs: Tensor, output: Tensor, at: Tensor) -> Tensor:
+    """Return the rows at flat output positions ``at`` (n, r), with a column of ones where there is a bias."""
+    if isinstance(layer, nn.Conv2d):
+        rows = _patches(layer, inputs, output.shape[-1], at)
+    else:
+        flat = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+        rows = flat.gather(1, at[..., None].expand(-1, -1, flat.shape[-1])).flatten(0, 1)
+    return rows if layer.bias is None else F.pad(rows, (0, 1), value=1.0)
+
+
+def _patches(layer: nn.Conv2d, inputs: Tensor, width: int, at: Tensor) -> Tensor:
+    padded = F.pad(inputs, _padding(layer))
+    image = torch.arange(len(inputs), device=at.device)[:, None].expand_as(at)
+    steps = [
+        torch.arange(k, device=at.device) * d for k, d in zip(layer.kernel_size, layer.dilation, strict=True)
+    ]
+    down = (at // width * layer.stride[0])[..., None] + steps[0]
+    right = (at % width * layer.stride[1])[..., None] + steps[1]
+    cut = padded[image[..., None, None], :, down[..., :, None], right[..., None, :]]
+    return cut.permute(0, 1, 4, 2, 3).flatten(0, 1).flatten(1)
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
+    if layer.padding == "valid":
+        return (0, 0, 0, 0)
+    if layer.padding == "same":
+        total = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        return (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
+    return (layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0])

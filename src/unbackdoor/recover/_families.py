@@ -1,0 +1,151 @@
+"""Families of triggers that are searched side by side; a family is the space, the search is in ``_search``.
+
+A family says how its parameters (K triggers at once, one a class) become ``Recovered`` triggers, how large each
+is, and, once a minimal trigger is located, which triggers count as being *at the same place*: the same pixels
+for a patch, a ball around zero for an additive trigger. Strong triggers are then looked for at that place.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unbackdoor.recover._triggers import Recovered
+
+Params = list[Tensor]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(abc.ABC):
+    """A parametrised set of universal triggers.
+
+    Attributes:
+        rate: step of Adam in the search for minimal triggers.
+        strong_rate: the same in the search for strong ones.
+        weight: starting weight of the size in the loss; it adapts from there.
+    """
+
+    name: ClassVar[str]
+    rate: float
+    strong_rate: float
+    weight: float
+
+    @abc.abstractmethod
+    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        """Return parameters of ``count`` triggers for images of ``shape`` (C, H, W)."""
+
+    @abc.abstractmethod
+    def decode(self, params: Params) -> Recovered:
+        """Return the triggers, differentiable."""
+
+    @abc.abstractmethod
+    def size(self, params: Params) -> Tensor:
+        """Return the size of each trigger, (K,): pixels of a patch, ‖δ‖₂ of an additive one."""
+
+    @abc.abstractmethod
+    def place(self, params: Params) -> Tensor:
+        """Return where one minimal trigger (K = 1) sits: a region (1, H, W) or a radius ()."""
+
+    @abc.abstractmethod
+    def start_at(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        """Return ``count`` varied starts of strong triggers at ``place``."""
+
+    @abc.abstractmethod
+    def decode_at(self, place: Tensor, params: Params) -> Recovered:
+        """Return the strong triggers, differentiable."""
+
+    def project_(self, place: Tensor, params: Params) -> None:
+        """Bring strong triggers back to their place, in place."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch(Family):
+    """Mask and pattern, x ⊙ (1 − M) + M ⊙ P, both through a sigmoid; size ‖M‖₁ in pixels.
+
+    Place: the pixels where M exceeds a quarter of its largest value, widened by one pixel.
+
+    References:
+        Wang et al., *Neural Cleanse*, S&P 2019 (mask and pattern, one search a class).
+    """
+
+    name: ClassVar[str] = "patch"
+    rate: float = 0.5
+    strong_rate: float = 0.5
+    weight: float = 0.1
+    first_mask: float = -1.0
+    located_share: float = 0.25
+
+    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        channels, height, width = shape
+        mask = self.first_mask + 0.1 * torch.randn(count, 1, height, width, generator=generator)
+        return [mask, torch.randn(count, channels, height, width, generator=generator)]
+
+    def decode(self, params: Params) -> Recovered:
+        mask, pattern = params[0].sigmoid(), params[1].sigmoid()
+        return Recovered(1 - mask, mask * pattern)
+
+    def size(self, params: Params) -> Tensor:
+        return params[0].sigmoid().sum(dim=(1, 2, 3))
+
+    def place(self, params: Params) -> Tensor:
+        mask = params[0][0].sigmoid()
+        region = (mask > self.located_share * mask.max()).to(mask)
+        return F.max_pool2d(region[None], 3, stride=1, padding=1)[0]
+
+    def start_at(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        noise = torch.randn(count, *shape, generator=generator)
+        colour = torch.rand(count, shape[0], 1, 1, generator=generator).clamp(0.02, 0.98).logit()
+        solid = (torch.arange(count) % 2 == 0).view(-1, 1, 1, 1)
+        return [torch.where(solid, colour.expand_as(noise), noise)]
+
+    def decode_at(self, place: Tensor, params: Params) -> Recovered:
+        keep = (1 - place).expand(len(params[0]), -1, -1, -1)
+        return Recovered(keep, place * params[0].sigmoid())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Additive(Family):
+    """A perturbation δ shared by all images, clip(x + δ); size ‖δ‖₂ (pixel values in [0, 1]).
+
+    Place: the ball of ``growth`` times the minimal size.
+    """
+
+    name: ClassVar[str] = "additive"
+    rate: float = 0.01
+    strong_rate: float = 0.02
+    weight: float = 0.5
+    growth: float = 1.5
+
+    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        return [0.02 * torch.randn(count, *shape, generator=generator)]
+
+    def decode(self, params: Params) -> Recovered:
+        delta = params[0]
+        return Recovered(torch.ones_like(delta[:, :1]), delta)
+
+    def size(self, params: Params) -> Tensor:
+        return params[0].flatten(1).norm(dim=1)
+
+    def place(self, params: Params) -> Tensor:
+        return self.growth * self.size(params)[0]
+
+    def start_at(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        noise = torch.randn(count, *shape, generator=generator)
+        return [0.5 * place.cpu() * noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)]
+
+    def decode_at(self, place: Tensor, params: Params) -> Recovered:
+        return self.decode(params)
+
+    def project_(self, place: Tensor, params: Params) -> None:
+        norm = params[0].flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        params[0].mul_((place / norm).clamp(max=1))
+
+
+FAMILIES: tuple[Family, ...] = (Patch(), Additive())

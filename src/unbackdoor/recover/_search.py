@@ -1,0 +1,183 @@
+"""Two searches: the smallest trigger of every class (which class is too easy?), then strong ones of a target.
+
+The smallest trigger tells the target but is the wrong thing to unlearn: it sits just over the decision border,
+and the attacker's own trigger goes far beyond it. Strong triggers have the largest margin that the place of the
+small one allows, with no penalty on size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unbackdoor._augment import random_flip, random_resized_crop
+from unbackdoor._clean import CleanImages
+from unbackdoor.recover._families import Family, Params
+from unbackdoor.recover._triggers import Recovered
+
+LIMIT = 100
+"""Triggered images in one forward pass of the search, at most (unless one class alone needs more)."""
+SUCCESS = 0.85
+"""Share of images that a minimal trigger must move before its size is pressed further."""
+BETAS = (0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class Minimal:
+    """The smallest trigger found for each class.
+
+    Attributes:
+        classes: (K,); sizes: (K,), averaged over the last steps; success: (K,), share of images moved, smoothed.
+        params: the family's parameters, K rows each.
+    """
+
+    classes: Tensor
+    sizes: Tensor
+    success: Tensor
+    params: Params
+
+    def of(self, row: int) -> Params:
+        """Return the parameters of one row, K = 1."""
+        return [p[row : row + 1] for p in self.params]
+
+    def rows(self, index: Tensor) -> Minimal:
+        """Return some of the rows."""
+        return Minimal(
+            self.classes[index], self.sizes[index], self.success[index], [p[index] for p in self.params]
+        )
+
+
+def margin(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return logit of the class less the best other one: (..., C), (...) -> (...), unclamped."""
+    own = logits.gather(-1, classes[..., None])
+    return (own - logits.scatter(-1, classes[..., None], -torch.inf).amax(-1, keepdim=True))[..., 0]
+
+
+def minimal_triggers(
+    model: nn.Module,
+    clean: CleanImages,
+    family: Family,
+    classes: Tensor,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    batch: int,
+    warm: Minimal | None = None,
+) -> Minimal:
+    """Search the smallest trigger of every class in ``classes``, a few classes a forward pass.
+
+    Minimises softplus(½ − margin) + λ·size with Adam; λ grows where the trigger moves enough images and
+    shrinks where it does not, so that every class ends at its own border.
+
+    Args:
+        model: in eval mode.
+        clean: images to put triggers on; those of the class itself do not count.
+        family: the space of triggers.
+        classes: int64 (K,).
+        generator: starts, batches and augmentation.
+        steps: Adam steps; batch: images a step and class.
+        warm: go on from these triggers (rows as in ``classes``) instead of fresh starts.
+    """
+    chunk = max(1, LIMIT // min(batch, len(clean)))
+    found = []
+    for first in range(0, len(classes), chunk):
+        rows = slice(first, first + chunk)
+        start = None if warm is None else [p[rows] for p in warm.params]
+        found.append(_minimal_chunk(model, clean, family, classes[rows], generator, steps, batch, start))
+    return Minimal(
+        classes,
+        torch.cat([f.sizes for f in found]),
+        torch.cat([f.success for f in found]),
+        [torch.cat(parts) for parts in zip(*(f.params for f in found), strict=True)],
+    )
+
+
+def _minimal_chunk(
+    model: nn.Module,
+    clean: CleanImages,
+    family: Family,
+    classes: Tensor,
+    generator: torch.Generator,
+    steps: int,
+    batch: int,
+    start: Params | None,
+) -> Minimal:
+    params = start or family.start(len(classes), clean.images.shape[1:], generator)
+    params = [p.to(clean.images).clone().requires_grad_() for p in params]
+    optimizer = torch.optim.Adam(params, family.rate, betas=BETAS)
+    weight = torch.full((len(classes),), family.weight).to(clean.images)
+    success, sizes = torch.zeros_like(weight), torch.zeros_like(weight)
+    last = max(1, steps // 5)
+    for step in range(steps):
+        images, labels = draw(clean, batch, generator)
+        size = family.size(params)
+        moved, away = _margins(model, family.decode(params), images, labels, classes)
+        success = 0.8 * success + 0.2 * _mean((moved > 0).to(moved), away)
+        loss = _mean(F.softplus(0.5 - moved), away) + weight * size
+        _step(optimizer, loss.sum())
+        weight = torch.where(success >= SUCCESS, weight * 1.1, weight / 1.2).clamp(1e-3, 10)
+        sizes = sizes + (size.detach() / last if step >= steps - last else 0)
+    return Minimal(classes, sizes, success, [p.detach() for p in params])
+
+
+def strengthen(
+    model: nn.Module,
+    clean: CleanImages,
+    family: Family,
+    place: Tensor,
+    target: int,
+    generator: torch.Generator,
+    *,
+    count: int,
+    steps: int,
+    batch: int,
+) -> tuple[Recovered, Tensor, float]:
+    """Search ``count`` triggers at ``place`` with the largest margin of ``target``, from varied starts.
+
+    Returns:
+        The triggers, their mean margins (count,) over the last step's images, and the share of those images that
+        they move.
+    """
+    params = family.start_at(place, count, clean.images.shape[1:], generator)
+    params = [p.to(clean.images).clone().requires_grad_() for p in params]
+    optimizer = torch.optim.Adam(params, family.strong_rate, betas=BETAS)
+    classes = torch.full((count,), target, device=clean.labels.device)
+    for _ in range(steps):
+        images, labels = draw(clean, batch, generator)
+        moved, away = _margins(model, family.decode_at(place, params), images, labels, classes)
+        margins = _mean(moved, away)
+        _step(optimizer, -margins.sum())
+        with torch.no_grad():
+            family.project_(place, params)
+    with torch.no_grad():
+        triggers = family.decode_at(place, [p.detach() for p in params])
+    return triggers, margins.detach(), _mean((moved > 0).to(moved), away).mean().item()
+
+
+def draw(clean: CleanImages, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a batch without replacement, lightly augmented: ((n, C, H, W), (n,)), n = min(batch, N)."""
+    index = torch.randperm(len(clean), generator=generator)[:batch].to(clean.labels.device)
+    images = random_flip(clean.images[index], generator)
+    return random_resized_crop(images, generator, scale=(0.8, 1.0)), clean.labels[index]
+
+
+def _margins(
+    model: nn.Module, triggers: Recovered, images: Tensor, labels: Tensor, classes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the margins of each trigger's class, (K, n), and which images are of another class, (K, n)."""
+    logits = model(triggers.apply(images).flatten(0, 1)).view(len(triggers), len(images), -1)
+    away = (labels[None] != classes[:, None]).to(logits)
+    return margin(logits, classes[:, None].expand(-1, len(images))), away
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    return (values * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
