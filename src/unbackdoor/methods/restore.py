@@ -72,12 +72,12 @@ class Restore(Method):
     search_batch: int = 5
     strong_steps: int = 30
     strong_count: int = 8
-    rounds: int = 3
+    rounds: int = 2
     success_limit: float = 0.4
     depth: float = 0.4
     num_images: int = 256
     rows_per_image: int = 16
-    trigger_weight: float = 1.0
+    trigger_weight: float = 0.2
     ridge: float = 4.0
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
