@@ -189,7 +189,8 @@ def test_a_run_writes_one_complete_record_a_cell(project):
     one = records[0]
     assert one["status"] == "done" and one["cell"]["victim"]["name"] == "badnets"
     assert {"torch", "python", "unbackdoor"} <= set(one["versions"])
-    assert len(one["data"]["train_sha256"]) == len(one["victim"]["sha256"]) == 64
+    hashes = (one["data"]["train_sha256"], one["victim"]["sha256"], one["victim"]["trigger_sha256"])
+    assert all(len(sha256) == 64 for sha256 in hashes)
     assert one["data"]["num_clean"] == 4 * one["cell"]["per_class"]
     assert {"acc", "asr", "ra", "asr_with_target", "der"} <= set(one["after"])
     assert one["before"]["num_images"] == 48 and one["before"]["num_triggered"] == 36

@@ -27,6 +27,7 @@ from unbackdoor.data import TestSplit, TrainSplit
 
 LABEL_MAPS: dict[str, type[LabelMap]] = {cls.name: cls for cls in (AllToOne, AllToAll, SourceSpecific)}
 FROM_FILES: dict[str, type[Trigger]] = {cls.name: cls for cls in (Patch, Additive, MaskPattern)}
+NUM_PROBES = 8
 DEFAULT_LOADER = "unbackdoor.data:load"
 
 
@@ -68,9 +69,13 @@ class Victim:
     sha256: str
 
     def facts(self) -> dict[str, Any]:
-        """Return what records and tables tell of a victim."""
-        attack = None if self.trigger is None else self.trigger.name
-        return {"sha256": self.sha256, "arch": self.arch, "attack": attack}
+        """Return what records and tables tell of a victim; the trigger's hash is of a few triggered images."""
+        facts = {"sha256": self.sha256, "arch": self.arch, "attack": None}
+        if self.trigger is None:
+            return facts
+        triggered = self.trigger(self.data.test_images[:NUM_PROBES].float() / 255)
+        pixels = (triggered * 255).round().to(torch.uint8).contiguous().numpy()
+        return {**facts, "attack": self.trigger.name, "trigger_sha256": hashlib.sha256(pixels).hexdigest()}
 
     def measure(self, model: nn.Module) -> Metrics | None:
         """Return the metrics of ``model`` on the whole test split; ``None`` without a trigger."""
