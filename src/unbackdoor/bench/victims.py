@@ -69,7 +69,7 @@ class Victim:
     sha256: str
 
     def facts(self) -> dict[str, Any]:
-        """Return what records and tables tell of a victim; the trigger's hash is of a few triggered images."""
+        """Return what records and tables tell of a victim; the trigger's hash is of some triggered images."""
         facts = {"sha256": self.sha256, "arch": self.arch, "attack": None}
         if self.trigger is None:
             return facts
