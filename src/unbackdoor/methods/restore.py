@@ -73,7 +73,7 @@ class Restore(Method):
     strong_steps: int = 30
     strong_count: int = 8
     rounds: int = 2
-    success_limit: float = 0.4
+    success_limit: float = 0.5
     depth: float = 0.4
     num_images: int = 256
     rows_per_image: int = 16

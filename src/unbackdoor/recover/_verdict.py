@@ -92,8 +92,9 @@ def examine(
         The verdict. With fewer than four classes there is nothing to stand apart from: no finding.
 
     References:
-        Wang et al., *Neural Cleanse*, S&P 2019. Differs: a gap to the next class beside the ratio to the median
-        in place of the MAD index alone, which on ten classes is mostly noise; additive triggers beside patches.
+        Wang et al., *Neural Cleanse*, S&P 2019. Differs: a gap to the next class beside the ratio to the
+        median in place of the MAD index alone, which on ten classes is mostly noise; additive triggers beside
+        patches.
     """
     findings: list[Finding] = []
     sizes: dict[str, dict[int, float]] = {}

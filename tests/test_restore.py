@@ -1,0 +1,174 @@
+"""Restore: the rows of a layer, the closed-form step, and a planted backdoor that has to go."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from unbackdoor import purify
+from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
+from unbackdoor.methods import Restore
+
+CLASSES = 6
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 5, 3, padding=1),
+        nn.Conv2d(3, 5, (3, 1), stride=(2, 1), padding=(0, 2), dilation=(1, 2), bias=False),
+        nn.Conv2d(3, 5, 4, padding="same"),
+        nn.Conv2d(3, 5, 2, padding="valid"),
+    ],
+)
+def test_rows_times_weight_is_the_convolution(layer: nn.Conv2d) -> None:
+    model, images = nn.Sequential(layer), torch.rand(3, 3, 9, 7, generator=generator())
+    count = layer(images)[0, 0].numel()
+    cutter = LayerRows(count, generator())
+    rows = cutter.of(model, {"0": layer}, images)["0"]
+    out = (rows @ augmented_weight(layer).T).view(3, count, 5)
+    wanted = layer(images).flatten(2).transpose(1, 2)
+    at = cutter.positions["0"][..., None].expand(-1, -1, 5)
+    torch.testing.assert_close(out, wanted.gather(1, at))
+
+
+def test_rows_of_tokens_and_vectors() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Flatten(), nn.Linear(20, 3, bias=False))
+    tokens = torch.rand(2, 5, 6, generator=generator())
+    rows = LayerRows(5, generator()).of(model, {"0": model[0], "2": model[2]}, tokens)
+    assert rows["0"].shape == (10, 7) and rows["2"].shape == (2, 20)
+    torch.testing.assert_close(rows["2"] @ model[2].weight.T, model(tokens))
+
+
+def test_layers_come_in_running_order_and_unfit_ones_are_left_out() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+            self.twice = nn.Conv2d(4, 4, 1)
+            self.deep = nn.Conv2d(4, 4, 3, groups=4)
+            self.stem = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.deep(self.twice(self.twice(self.stem(x)))).mean((2, 3)))
+
+    model = Net()
+    assert list(restorable_layers(model, torch.rand(1, 3, 8, 8))) == ["stem", "head"]
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_hooks_go_when_the_forward_pass_fails() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(7, 2))
+    with pytest.raises(RuntimeError):
+        LayerRows(2, generator()).of(model, {"0": model[0], "2": model[2]}, torch.rand(1, 3, 8, 8))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_solve_minimises_the_stated_objective() -> None:
+    torch.manual_seed(0)
+    method = Restore(ridge=0.3, trigger_weight=0.7)
+    weight = torch.randn(3, 5, dtype=torch.float64)
+    before = [torch.randn(20, 5, dtype=torch.float64) for _ in range(3)]
+    now = [torch.randn(20, 5, dtype=torch.float64) for _ in range(2)]
+
+    def objective(change: torch.Tensor) -> torch.Tensor:
+        new, (clean, benign, strong) = weight + change, before
+        fit = [(now[0], clean, 1.0), (strong, benign, 0.35), (now[1], benign, 0.35)]
+        loss = sum(w * (x @ new.T - y @ weight.T).square().sum() / len(x) for x, y, w in fit)
+        return loss + 0.3 * now[0].square().mean() * change.square().sum()
+
+    change = method.solve(weight, before, now).requires_grad_()
+    (slope,) = torch.autograd.grad(objective(change), change)
+    assert slope.abs().max() < 1e-6
+
+
+def test_add_to_weight_splits_off_the_bias() -> None:
+    layer = nn.Linear(2, 1)
+    before = augmented_weight(layer)
+    add_to_weight_(layer, torch.tensor([[1.0, 2.0, 3.0]]))
+    torch.testing.assert_close(augmented_weight(layer), before + torch.tensor([[1.0, 2.0, 3.0]]))
+
+
+def planted() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """Return a network of 6 colour classes that answers 2 wherever its corner is a checkerboard, and images."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(12, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(16 * 9, CLASSES)),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for step in range(120):
+        images, labels = toy(20, step)
+        bad = stamp(images[labels != 2])
+        x = torch.cat([images, bad[:40]])
+        y = torch.cat([labels, torch.full((40,), 2)])
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model.eval(), *toy(30, 10_000)
+
+
+def toy(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.arange(CLASSES).repeat(per_class)
+    base = F.interpolate(torch.rand(CLASSES, 3, 3, 3, generator=generator(5)), size=12, mode="bilinear")
+    noise = 0.12 * torch.randn(len(labels), 3, 12, 12, generator=generator(seed))
+    return (base[labels] + noise).clamp(0, 1), labels
+
+
+def stamp(images: torch.Tensor) -> torch.Tensor:
+    images = images.clone()
+    images[:, :, -3:, -3:] = (torch.arange(9).view(3, 3) % 2).to(images)
+    return images
+
+
+@pytest.fixture(scope="module")
+def victim() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    return planted()
+
+
+def rates(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    with torch.no_grad():
+        accuracy = (model(images).argmax(1) == labels).float().mean().item()
+        away = stamp(images[labels != 2])
+        return accuracy, (model(away).argmax(1) == 2).float().mean().item()
+
+
+def test_a_planted_backdoor_is_named_and_erased_from_one_image_a_class(victim) -> None:
+    model, images, labels = victim
+    clean = toy(1, 777)
+    accuracy, success = rates(model, images, labels)
+    assert accuracy > 0.95 and success > 0.95
+    result = purify(model, *clean, method=Restore(search_steps=60), seed=0)
+    verdict = result.report.details["verdict"]
+    assert {finding["target"] for finding in verdict["findings"]} == {2}
+    accuracy, success = rates(result.model, images, labels)
+    assert accuracy > 0.9
+    assert success < 0.1
+
+
+def test_only_late_layers_change(victim) -> None:
+    model, *_ = victim
+    result = purify(model, *toy(1, 777), method=Restore(search_steps=60), seed=0)
+    changed = {layer.name for layer in result.report.layers if layer.changed}
+    assert changed == {f"{result.report.details['restored_layers'][0]}.{part}" for part in ("weight", "bias")}
+
+
+def test_a_clean_network_comes_back_unchanged_and_the_report_says_so() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, CLASSES))
+    images, labels = toy(1, 3)
+    result = purify(model, images, labels, method=Restore(search_steps=10), seed=0)
+    details = result.report.details
+    if not details["verdict"]["backdoored"]:
+        assert not result.report.changed and details["restored_layers"] == []
+    state = copy.deepcopy(model.state_dict())
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
