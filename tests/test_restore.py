@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -97,8 +95,8 @@ def test_add_to_weight_splits_off_the_bias() -> None:
     torch.testing.assert_close(augmented_weight(layer), before + torch.tensor([[1.0, 2.0, 3.0]]))
 
 
-def planted() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """Return a network of 6 colour classes that answers 2 wherever its corner is a checkerboard, and images."""
+def planted(backdoor: bool = True) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """Return a network of 6 classes that answers 2 where its corner is a checkerboard, and images."""
     torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2)),
@@ -108,9 +106,10 @@ def planted() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     for step in range(120):
         images, labels = toy(20, step)
-        bad = stamp(images[labels != 2])
-        x = torch.cat([images, bad[:40]])
-        y = torch.cat([labels, torch.full((40,), 2)])
+        x, y = images, labels
+        if backdoor:
+            x = torch.cat([images, stamp(images[labels != 2])[:40]])
+            y = torch.cat([labels, torch.full((40,), 2)])
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
@@ -163,12 +162,9 @@ def test_only_late_layers_change(victim) -> None:
 
 
 def test_a_clean_network_comes_back_unchanged_and_the_report_says_so() -> None:
-    torch.manual_seed(1)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, CLASSES))
-    images, labels = toy(1, 3)
-    result = purify(model, images, labels, method=Restore(search_steps=10), seed=0)
+    model, *_ = planted(backdoor=False)
+    result = purify(model, *toy(1, 777), method=Restore(search_steps=60), seed=0)
     details = result.report.details
-    if not details["verdict"]["backdoored"]:
-        assert not result.report.changed and details["restored_layers"] == []
-    state = copy.deepcopy(model.state_dict())
-    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    assert details["verdict"]["backdoored"] is False and details["verdict"]["minimal_sizes"]
+    assert details["restored_layers"] == [] and details["rounds"] == []
+    assert not result.report.changed

@@ -1,8 +1,8 @@
 """What goes into convolution and linear layers, as rows of a linear map: out = row · Wᵀ (+ bias).
 
-A convolution is a linear map on image patches. ``LayerRows`` cuts the same random patches out of the input of
-each watched layer, in the order in which the network runs them, so that the inputs for clean and for triggered
-images, in two versions of a network, can be compared row by row.
+A convolution is a linear map on image patches. ``LayerRows`` cuts the same random patches out of the input
+of each watched layer, so that inputs for clean and for triggered images, in two versions of a network, can be
+compared row by row.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ BATCH = 64
 def restorable_layers(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
     """Return the layers that are linear maps on rows, by name, in the order the network runs them.
 
-    These are ``nn.Linear`` and ``nn.Conv2d`` without groups, with zero padding, called exactly once a forward
-    pass. Others (grouped and depthwise convolutions, 1-D and 3-D ones, attention's packed projections) are left
-    alone.
+    These are ``nn.Linear`` and ``nn.Conv2d`` without groups, with zero padding, called exactly once a
+    forward pass. Others (grouped and depthwise convolutions, 1-D and 3-D ones, attention's packed
+    projections) are left alone.
     """
     calls: list[str] = []
     handles = [
@@ -78,7 +78,15 @@ class LayerRows:
             self._batch(model, layers, images[first : first + BATCH], first, len(images), rows)
         return {name: torch.cat(parts) for name, parts in rows.items()}
 
-    def _batch(self, model, layers, images, first, total, rows) -> None:
+    def _batch(
+        self,
+        model: nn.Module,
+        layers: dict[str, nn.Module],
+        images: Tensor,
+        first: int,
+        total: int,
+        rows: dict[str, list[Tensor]],
+    ) -> None:
         last = list(layers)[-1]
 
         def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str) -> None:

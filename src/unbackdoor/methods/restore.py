@@ -1,5 +1,5 @@
-"""Restore: recover strong triggers of the class that is too easy to reach, then give every late layer back its
-clean answer, in closed form. The package's default.
+"""Restore: recover strong triggers of the class that is too easy to reach, then give every late layer back
+its clean answer, in closed form. The package's default.
 
     examine f; nothing stands apart -> return f unchanged
     for every finding (target t, family, minimal trigger): place = where the minimal trigger sits
@@ -8,21 +8,22 @@ clean answer, in closed form. The package's default.
         f' = f
         for each late layer W of f', in the order the network runs them:
             u  = its inputs for clean images in f,      ũ = the same images in f'
-            t₀ = its inputs for triggered images in f,  t̃ = the same in f',     b = the same without the trigger, in f
+            t₀ = its inputs for triggered images in f,  t̃ = the same in f'
+            b  = its inputs for the images of t₀ without the trigger, in f
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ρ·σ²·‖W' − W‖²
         stop when the triggers found afresh on f' no longer move the images
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
-* Triggers. AWM's one untargeted Δ is mostly a universal adversarial example. Minimal triggers tell the *target*
-  (``recover.examine``), strong ones at the same place are what carries over to the attacker's trigger.
+* Triggers. AWM's one untargeted Δ is mostly a universal adversarial example. Minimal triggers tell the
+  *target* (``recover.examine``), strong ones at the same place are what carries over to the attacker's.
 * Weights. A mask of a network has far more freedom than ten images can settle, and gradient steps from a
-  confident backdoor (logit margins near 100) are violent: on the true trigger they cost 4 points of accuracy
-  where the least-squares step costs none. What a trigger adds to a layer's input lies in few directions; ridge
-  regression removes these and leaves, of all weights that do so, the ones that answer clean inputs as before.
-* The rows t₀ are those of the *unrepaired* network, so that each layer learns to withstand the trigger at full
-  strength; with t̃ alone the first repaired layer, fitted to the recovered triggers, hides from the later ones
-  what the attacker's trigger, which it does not catch, will send them.
+  confident backdoor (margins of many tens of logits) are violent. What a trigger adds to a layer's input lies
+  in few directions; ridge regression removes these and keeps, of all weights that do so, those that answer clean
+  inputs as before.
+* The rows t₀ are those of the *unrepaired* network, so that each layer learns to withstand the trigger at
+  full strength; with t̃ alone the first repaired layer, fitted to the recovered triggers, hides from the later
+  ones what the attacker's trigger, which it does not catch, will send them.
 * The clean term compares with f, not with f', so later layers make good what earlier ones lost.
 
 References:
@@ -51,12 +52,12 @@ class Restore(Method):
     """Recover strong triggers of the target and restore the late layers' clean answers by ridge regression.
 
     Attributes:
-        search_steps: Adam steps of the search for minimal triggers, per family; ≥ 5.
+        search_steps: Adam steps of the search for minimal triggers, a family.
         search_batch: images a step and class.
         strong_steps: Adam steps of the search for strong triggers.
         strong_count: strong triggers per finding and round.
         rounds: R, most rounds of recovery and restoration.
-        success_limit: a round is the last once fresh triggers move at most this share of the images, in [0, 1].
+        success_limit: a round is the last once fresh triggers move at most this share of the images.
         depth: share of the layers, counted from the output, that are restored, in (0, 1].
         num_images: augmented images that the rows are taken from, for each term.
         rows_per_image: positions cut out of each image in a convolution's input.
@@ -130,12 +131,14 @@ class Restore(Method):
     def recover(
         self, model: nn.Module, clean: CleanImages, findings: tuple[Finding, ...], session: Session
     ) -> tuple[Recovered, float, float]:
-        """Return fresh strong triggers of every finding, their mean margin, and the best finding's success."""
+        """Return fresh strong triggers of every finding, their mean margin and the best one's success."""
         found = [self._strong(model, clean, finding, session.generator) for finding in findings]
         margins = torch.cat([margins for _, margins, _ in found])
         return Recovered.join([f[0] for f in found]), margins.mean().item(), max(f[2] for f in found)
 
-    def _strong(self, model, clean, finding: Finding, generator) -> tuple[Recovered, Tensor, float]:
+    def _strong(
+        self, model: nn.Module, clean: CleanImages, finding: Finding, generator: torch.Generator
+    ) -> tuple[Recovered, Tensor, float]:
         place = finding.family.place(finding.params)
         sizes = {"count": self.strong_count, "steps": self.strong_steps, "batch": self.search_batch}
         return strengthen(model, clean, finding.family, place, finding.target, generator, **sizes)
@@ -183,7 +186,7 @@ class Restore(Method):
 
 
 def varied(clean: CleanImages, count: int, generator: torch.Generator) -> Tensor:
-    """Return ``count`` images made of the few: crops, flips, light and contrast, three in ten mixed in pairs."""
+    """Return ``count`` images made of the few: crops, flips, light, contrast; three in ten mixed in pairs."""
     index = torch.randint(len(clean), (count,), generator=generator).to(clean.labels.device)
     images = random_flip(clean.images[index], generator)
     images = jitter(random_resized_crop(images, generator, scale=(0.6, 1.0)), generator)

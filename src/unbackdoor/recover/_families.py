@@ -1,8 +1,8 @@
 """Families of triggers that are searched side by side; a family is the space, the search is in ``_search``.
 
-A family says how its parameters (K triggers at once, one a class) become ``Recovered`` triggers, how large each
-is, and, once a minimal trigger is located, which triggers count as being *at the same place*: the same pixels
-for a patch, a ball around zero for an additive trigger. Strong triggers are then looked for at that place.
+A family says how its parameters (K triggers at once, one a class) become ``Recovered`` triggers, how large
+each is, and, once a minimal trigger is located, which triggers count as being *at the same place*: the same
+pixels for a patch, a ball around zero for an additive trigger. Strong triggers are looked for at that place.
 """
 
 from __future__ import annotations

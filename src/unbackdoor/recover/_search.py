@@ -1,8 +1,8 @@
 """Two searches: the smallest trigger of every class (which class is too easy?), then strong ones of a target.
 
-The smallest trigger tells the target but is the wrong thing to unlearn: it sits just over the decision border,
-and the attacker's own trigger goes far beyond it. Strong triggers have the largest margin that the place of the
-small one allows, with no penalty on size.
+The smallest trigger tells the target but is the wrong thing to unlearn: it sits just over the decision
+border, and the attacker's own trigger goes far beyond it. Strong triggers have the largest margin that the
+place of the small one allows, with no penalty on size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Minimal:
     """The smallest trigger found for each class.
 
     Attributes:
-        classes: (K,); sizes: (K,), averaged over the last steps; success: (K,), share of images moved, smoothed.
+        classes: (K,); sizes: (K,), averaged over the last steps.
+        success: (K,), share of images moved, smoothed.
         params: the family's parameters, K rows each.
     """
 
@@ -138,8 +139,8 @@ def strengthen(
     """Search ``count`` triggers at ``place`` with the largest margin of ``target``, from varied starts.
 
     Returns:
-        The triggers, their mean margins (count,) over the last step's images, and the share of those images that
-        they move.
+        The triggers, their mean margins (count,) over the last step's images, and the share of those images
+        that they move.
     """
     params = family.start_at(place, count, clean.images.shape[1:], generator)
     params = [p.to(clean.images).clone().requires_grad_() for p in params]
