@@ -103,6 +103,16 @@ def test_the_loop_takes_optimisers_that_want_several_gradients() -> None:
     assert len(calls) > 1
 
 
+def test_gradients_are_clipped_on_demand() -> None:
+    moves = []
+    for limit in (None, 1e-3):
+        model, clean = network(), bright_and_dark()
+        optimizer, old = torch.optim.SGD(trainable(model), lr=1.0), model[0].weight.detach().clone()
+        fit(model, clean, session(), optimizer=optimizer, steps=1, batch_size=24, clip_norm=limit)
+        moves.append((model[0].weight - old).norm().item())
+    assert moves[1] <= 1.001e-3 < moves[0]
+
+
 def test_trainable_thaws_frozen_weights() -> None:
     model = network().requires_grad_(False)
     assert all(parameter.requires_grad for parameter in trainable(model))

@@ -43,6 +43,7 @@ def fit(
     augment: Augment | None = None,
     schedule: LRScheduler | None = None,
     freeze_statistics: bool = False,
+    clip_norm: float | None = None,
     after_step: Callable[[], None] | None = None,
     phase: str = "fit",
 ) -> float:
@@ -61,6 +62,7 @@ def fit(
         augment: (images, generator) -> images; ``None`` for none.
         schedule: stepped after every batch.
         freeze_statistics: keep BatchNorm in eval mode, its running statistics untouched.
+        clip_norm: gradients longer than this, all weights together, are scaled down to it.
         after_step: called after every step, for projections.
         phase: name in the progress reports.
     """
@@ -69,7 +71,7 @@ def fit(
     values = []
     for step, (images, labels) in enumerate(take(clean, steps, batch_size, session.generator), 1):
         images = images if augment is None else augment(images, session.generator)
-        value = _step(optimizer, loss, images, labels)
+        value = _step(optimizer, loss, images, labels, clip_norm)
         if schedule is not None:
             schedule.step()
         if after_step is not None:
@@ -80,11 +82,14 @@ def fit(
     return sum(last) / max(1, len(last))
 
 
-def _step(optimizer: Optimizer, loss: Loss, images: Tensor, labels: Tensor) -> float:
+def _step(optimizer: Optimizer, loss: Loss, images: Tensor, labels: Tensor, clip_norm: float | None) -> float:
     def closure() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         value = loss(images, labels)
         value.backward()
+        if clip_norm is not None:
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(weights, clip_norm)
         return value
 
     return optimizer.step(closure).item()

@@ -31,6 +31,7 @@ class Tuning(Method):
         batch_size: images a step.
         augment: shift and mirror the images at random.
         freeze_statistics: keep the running statistics of BatchNorm.
+        clip_norm: longest gradient, None for any.
     """
 
     num_epochs: int = 50
@@ -41,6 +42,7 @@ class Tuning(Method):
     batch_size: int = 64
     augment: bool = True
     freeze_statistics: bool = False
+    clip_norm: float | None = None
 
     @property
     def augmentation(self) -> Augment | None:
@@ -72,6 +74,7 @@ class Tuning(Method):
             loss=loss,
             augment=self.augmentation,
             freeze_statistics=self.freeze_statistics,
+            clip_norm=self.clip_norm,
             after_step=after_step,
             phase="fine-tune",
         )
