@@ -19,8 +19,8 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   *target* (``recover.examine``), strong ones at the same place are what carries over to the attacker's.
 * Weights. A mask of a network has far more freedom than ten images can settle, and gradient steps from a
   confident backdoor (margins of many tens of logits) are violent. What a trigger adds to a layer's input lies
-  in few directions; ridge regression removes these and keeps, of all weights that do so, those that answer clean
-  inputs as before.
+  in few directions; ridge regression removes these and keeps, of all weights that do so, those that answer
+  clean inputs as before.
 * The rows t₀ are those of the *unrepaired* network, so that each layer learns to withstand the trigger at
   full strength; with t̃ alone the first repaired layer, fitted to the recovered triggers, hides from the later
   ones what the attacker's trigger, which it does not catch, will send them.
@@ -117,7 +117,7 @@ class Restore(Method):
         pool: list[Recovered] = []
         told: list[dict[str, Any]] = []
         for number in range(self.rounds + 1):
-            session.tell("erase", number, self.rounds)
+            session.tell("erase", number + 1, self.rounds + 1)
             fresh, margin, success = self.recover(model, clean, findings, session)
             told.append({"margin": margin, "success": success})
             if number == self.rounds or (number and success <= self.success_limit):
@@ -125,7 +125,6 @@ class Restore(Method):
             pool.append(fresh)
             model.load_state_dict(original.state_dict())
             self.restore(model, original, layers, clean, Recovered.join(pool), session.generator)
-        session.tell("erase", self.rounds, self.rounds)
         return told
 
     def recover(

@@ -98,12 +98,11 @@ def examine(
     """
     findings: list[Finding] = []
     sizes: dict[str, dict[int, float]] = {}
-    for done, family in enumerate(families):
-        tell(done, len(families))
+    for done, family in enumerate(families, start=1):
         minimal = _tournament(model, clean, family, generator, steps, batch)
         sizes[family.name] = dict(zip(minimal.classes.tolist(), minimal.sizes.tolist(), strict=True))
         findings += _apart(minimal, family)
-    tell(len(families), len(families))
+        tell(done, len(families))
     return Verdict(tuple(findings), sizes)
 
 
