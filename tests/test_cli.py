@@ -29,7 +29,7 @@ def make(num_classes, in_channels, width=4):
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, num_classes),
     )
 """
-QUICK = ["--set", "epochs=1", "--set", "steps=2"]
+QUICK = ["--method", "awm", "--set", "epochs=1", "--set", "steps=2"]
 
 
 def network(num_classes: int = 3, width: int = 4) -> nn.Module:

@@ -32,23 +32,24 @@ class Minimal:
     Attributes:
         classes: (K,); sizes: (K,), averaged over the last steps.
         success: (K,), share of images moved, smoothed.
+        weights: (K,), λ as it stands; a search that goes on from here goes on with it.
         params: the family's parameters, K rows each.
     """
 
     classes: Tensor
     sizes: Tensor
     success: Tensor
+    weights: Tensor
     params: Params
 
     def of(self, row: int) -> Params:
         """Return the parameters of one row, K = 1."""
         return [p[row : row + 1] for p in self.params]
 
-    def rows(self, index: Tensor) -> Minimal:
+    def rows(self, index: Tensor | slice) -> Minimal:
         """Return some of the rows."""
-        return Minimal(
-            self.classes[index], self.sizes[index], self.success[index], [p[index] for p in self.params]
-        )
+        figures = (self.classes[index], self.sizes[index], self.success[index], self.weights[index])
+        return Minimal(*figures, [p[index] for p in self.params])
 
 
 def margin(logits: Tensor, classes: Tensor) -> Tensor:
@@ -86,31 +87,36 @@ def minimal_triggers(
     found = []
     for first in range(0, len(classes), chunk):
         rows = slice(first, first + chunk)
-        start = None if warm is None else [p[rows] for p in warm.params]
-        found.append(_minimal_chunk(model, clean, family, classes[rows], generator, steps, batch, start))
+        start = _fresh(family, clean, classes[rows], generator) if warm is None else warm.rows(rows)
+        found.append(_minimal_chunk(model, clean, family, start, generator, steps, batch))
     return Minimal(
         classes,
         torch.cat([f.sizes for f in found]),
         torch.cat([f.success for f in found]),
+        torch.cat([f.weights for f in found]),
         [torch.cat(parts) for parts in zip(*(f.params for f in found), strict=True)],
     )
+
+
+def _fresh(family: Family, clean: CleanImages, classes: Tensor, generator: torch.Generator) -> Minimal:
+    params = family.start(len(classes), clean.images.shape[1:], generator)
+    zeros = torch.zeros(len(classes)).to(clean.images)
+    return Minimal(classes, zeros, zeros, zeros + family.weight, [p.to(clean.images) for p in params])
 
 
 def _minimal_chunk(
     model: nn.Module,
     clean: CleanImages,
     family: Family,
-    classes: Tensor,
+    start: Minimal,
     generator: torch.Generator,
     steps: int,
     batch: int,
-    start: Params | None,
 ) -> Minimal:
-    params = start or family.start(len(classes), clean.images.shape[1:], generator)
-    params = [p.to(clean.images).clone().requires_grad_() for p in params]
+    classes, success, weight = start.classes, start.success, start.weights
+    params = [p.clone().requires_grad_() for p in start.params]
     optimizer = torch.optim.Adam(params, family.rate, betas=BETAS)
-    weight = torch.full((len(classes),), family.weight).to(clean.images)
-    success, sizes = torch.zeros_like(weight), torch.zeros_like(weight)
+    sizes = torch.zeros_like(weight)
     last = max(1, steps // 5)
     for step in range(steps):
         images, labels = draw(clean, batch, generator)
@@ -121,7 +127,7 @@ def _minimal_chunk(
         _step(optimizer, loss.sum())
         weight = torch.where(success >= SUCCESS, weight * 1.1, weight / 1.2).clamp(1e-3, 10)
         sizes = sizes + (size.detach() / last if step >= steps - last else 0)
-    return Minimal(classes, sizes, success, [p.detach() for p in params])
+    return Minimal(classes, sizes, success, weight, [p.detach() for p in params])
 
 
 def strengthen(

@@ -15,6 +15,8 @@ from unbackdoor.recover._search import Minimal, minimal_triggers
 
 SMALL = 0.45
 """A target's minimal trigger is at most this share of the median class's."""
+SMALL_OF_FINALISTS = 0.55
+"""The same where the median is that of the finalists, the easiest of many classes."""
 GAP = 0.62
 """… and at most this share of the next larger one's: a target stands apart, similar classes do not."""
 MOST_TARGETS = 3
@@ -101,7 +103,8 @@ def examine(
     for done, family in enumerate(families, start=1):
         minimal = _tournament(model, clean, family, generator, steps, batch)
         sizes[family.name] = dict(zip(minimal.classes.tolist(), minimal.sizes.tolist(), strict=True))
-        findings += _apart(minimal, family)
+        share = SMALL if len(minimal.classes) == clean.num_classes else SMALL_OF_FINALISTS
+        findings += _apart(minimal, family, share)
         tell(done, len(families))
     return Verdict(tuple(findings), sizes)
 
@@ -109,27 +112,27 @@ def examine(
 def _tournament(
     model: nn.Module, clean: CleanImages, family: Family, generator: torch.Generator, steps: int, batch: int
 ) -> Minimal:
-    """Search all classes half-way, and only those with the smallest triggers to the end."""
+    """Search all classes half-way, and only those with the smallest triggers to the end, and longer."""
     classes = torch.arange(clean.num_classes, device=clean.labels.device)
     heats = steps if len(classes) <= FINALISTS else (steps + 1) // 2
     minimal = minimal_triggers(model, clean, family, classes, generator, steps=heats, batch=batch)
     if heats == steps:
         return minimal
     finalists = minimal.rows(minimal.sizes.argsort()[:FINALISTS].sort().values)
-    rest = steps - heats
+    rest = 2 * steps // 3
     return minimal_triggers(
         model, clean, family, finalists.classes, generator, steps=rest, batch=batch, warm=finalists
     )
 
 
-def _apart(minimal: Minimal, family: Family) -> list[Finding]:
-    """Return the findings: the classes before the first gap, if they are small enough."""
+def _apart(minimal: Minimal, family: Family, share: float) -> list[Finding]:
+    """Return the findings: the classes before the first gap, if at most ``share`` of the median."""
     if len(minimal.classes) < 4:
         return []
     order = minimal.sizes.argsort()
     sizes, median = minimal.sizes[order], minimal.sizes.median().item()
     for last in range(min(MOST_TARGETS, len(order) - 1)):
-        small = sizes[last].item() <= SMALL * median
+        small = sizes[last].item() <= share * median
         if small and sizes[last].item() <= GAP * sizes[last + 1].item():
             return [_finding(minimal, row, family, median) for row in order[: last + 1].tolist()]
     return []
