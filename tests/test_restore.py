@@ -149,6 +149,8 @@ def test_a_planted_backdoor_is_named_and_erased_from_one_image_a_class(victim) -
     result = purify(model, *clean, method=Restore(search_steps=60), seed=0)
     verdict = result.report.details["verdict"]
     assert {finding["target"] for finding in verdict["findings"]} == {2}
+    assert result.report.details["backdoor"].startswith("found, to class 2 (")
+    assert result.report.details["success of triggers found afresh"] <= 0.5
     accuracy, success = rates(result.model, images, labels)
     assert accuracy > 0.9
     assert success < 0.1
@@ -165,6 +167,7 @@ def test_a_clean_network_comes_back_unchanged_and_the_report_says_so() -> None:
     model, *_ = planted(backdoor=False)
     result = purify(model, *toy(1, 777), method=Restore(search_steps=60), seed=0)
     details = result.report.details
+    assert details["backdoor"].startswith("none found")
     assert details["verdict"]["backdoored"] is False and details["verdict"]["minimal_sizes"]
     assert details["restored_layers"] == [] and details["rounds"] == []
     assert not result.report.changed

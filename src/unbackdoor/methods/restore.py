@@ -91,11 +91,12 @@ class Restore(Method):
             batch=self.search_batch,
             tell=lambda done, total: session.tell("examine", done, total),
         )
-        details: dict[str, Any] = {"verdict": verdict.to_dict(), "rounds": []}
+        details: dict[str, Any] = {"backdoor": verdict.sentence(), "verdict": verdict.to_dict(), "rounds": []}
         layers = self.late_layers(model, clean)
         if verdict.backdoored and layers:
             original = copy.deepcopy(model)
             details["rounds"] = self.erase(model, original, layers, clean, verdict.findings, session)
+            details["success of triggers found afresh"] = round(details["rounds"][-1]["success"], 3)
         details["restored_layers"] = layers if verdict.backdoored else []
         return details
 

@@ -60,6 +60,14 @@ class Verdict:
     def backdoored(self) -> bool:
         return bool(self.findings)
 
+    def sentence(self) -> str:
+        """Return the verdict in words, one clause a finding."""
+        clauses = [
+            f"class {f.target} ({f.family.name} trigger of size {f.size:.2f}, median class {f.median:.2f})"
+            for f in self.findings
+        ]
+        return "found, to " + " and ".join(clauses) if clauses else "none found: no class stands apart"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plain values, for a report."""
         sizes = {name: {str(c): s for c, s in found.items()} for name, found in self.sizes.items()}
