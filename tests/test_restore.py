@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unbackdoor import purify
+from unbackdoor import UnbackdoorError, purify
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods import Restore
 
@@ -86,6 +86,14 @@ def test_solve_minimises_the_stated_objective() -> None:
     change = method.solve(weight, before, now).requires_grad_()
     (slope,) = torch.autograd.grad(objective(change), change)
     assert slope.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "field", [{"depth": 0.0}, {"strong_steps": 0}, {"ridge": -1.0}, {"success_limit": 2.0}]
+)
+def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None:
+    with pytest.raises(UnbackdoorError, match=next(iter(field))):
+        Restore(**field)
 
 
 def test_add_to_weight_splits_off_the_bias() -> None:

@@ -73,7 +73,7 @@ class AWM(Method):
         trigger_step: η₁ > 0, size of an ascent step on Δ.
         mask_step: η₂ > 0, Adam's learning rate (official, ``None`` is 0.01) or the size of a descent step
             (paper, ``None`` is 0.1: the paper gives no figure, and this is the smallest power of ten with
-            which the outer loss, on clean images alone, falls from epoch to epoch).
+            which the outer loss, on clean images alone, falls over the epochs, not at every one).
         mask_step_decay: factor on η₂ after every epoch, in (0, 1]; ``None`` is 0.9 (official) or 1 (paper).
         epochs: E ≥ 0.
         steps: T ≥ 0, steps of each phase an epoch; ``None`` is 5·⌊n/b⌋ for n images with their copies, and 5

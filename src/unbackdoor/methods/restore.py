@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from unbackdoor._augment import jitter, mixup, random_flip, random_resized_crop
 from unbackdoor._clean import CleanImages
+from unbackdoor._errors import require
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods._base import Method, Session
 from unbackdoor.recover import Finding, Recovered, examine, strengthen
@@ -64,6 +65,9 @@ class Restore(Method):
         trigger_weight: κ, weight of the triggered rows against the clean ones.
         ridge: ρ, relative to σ², the mean square of the clean rows.
 
+    Raises:
+        UnbackdoorError: a field outside its range.
+
     >>> Restore().name
     'restore'
     """
@@ -80,6 +84,16 @@ class Restore(Method):
     rows_per_image: int = 16
     trigger_weight: float = 0.2
     ridge: float = 4.0
+
+    def __post_init__(self) -> None:
+        known = self.fields()
+        whole = ("search_steps", "search_batch", "strong_steps", "strong_count", "rounds")
+        for name in (*whole, "num_images", "rows_per_image"):
+            require(known[name] >= 1, f"{name} must be at least 1", known[name], "1 or more")
+        for name in ("trigger_weight", "ridge"):
+            require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
+        require(0 < self.depth <= 1, "depth must lie in (0, 1]", self.depth, "0.4")
+        require(0 <= self.success_limit <= 1, "success_limit must lie in [0, 1]", self.success_limit, "0.5")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
         model.eval().requires_grad_(False)

@@ -144,6 +144,14 @@ def strengthen(
 ) -> tuple[Recovered, Tensor, float]:
     """Search ``count`` triggers at ``place`` with the largest margin of ``target``, from varied starts.
 
+    Args:
+        model: in eval mode.
+        clean: images to put triggers on; those of ``target`` itself do not count.
+        family: the space of triggers; place: where, as ``family.place`` gives it.
+        target: the class whose margin grows.
+        generator: starts, batches and augmentation.
+        count: triggers searched at once; steps: Adam steps, ≥ 1; batch: images a step.
+
     Returns:
         The triggers, their mean margins (count,) over the last step's images, and the share of those images
         that they move.
