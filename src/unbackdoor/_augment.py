@@ -77,6 +77,27 @@ def jitter(
     return (mean + (images - mean) * spread).clamp(0, 1)
 
 
+def noise(images: Tensor, generator: torch.Generator, strength: float = 0.07) -> Tensor:
+    """Add Gaussian noise of random strength to each image and clip: white, or smooth over four pixels.
+
+    Args:
+        images: float (N, C, H, W) in [0, 1].
+        generator: source of the draws.
+        strength: each image's standard deviation is drawn in [0, strength]; one image in three gets the
+            smooth kind.
+
+    >>> noise(torch.full((2, 1, 8, 8), 0.5), torch.Generator(), strength=0.0).unique().tolist()
+    [0.5]
+    """
+    count, channels, height, width = images.shape
+    white = torch.randn(images.shape, generator=generator)
+    coarse = torch.randn(count, channels, -(-height // 4), -(-width // 4), generator=generator)
+    smooth = 1.5 * F.interpolate(coarse, size=(height, width), mode="bilinear")
+    deviation = strength * torch.rand(count, 1, 1, 1, generator=generator)
+    kind = torch.rand(count, 1, 1, 1, generator=generator) < 1 / 3
+    return (images + (deviation * torch.where(kind, smooth, white)).to(images)).clamp(0, 1)
+
+
 def mixup(images: Tensor, generator: torch.Generator, alpha: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Mix every image with another one of the batch: λ·x + (1 − λ)·x[partner], λ ~ Beta(α, α).
 

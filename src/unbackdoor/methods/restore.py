@@ -10,7 +10,8 @@ its clean answer, in closed form. The package's default.
             u  = its inputs for clean images in f,      ũ = the same images in f'
             t₀ = its inputs for triggered images in f,  t̃ = the same in f'
             b  = its inputs for the images of t₀ without the trigger, in f
-            W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ρ·σ²·‖W' − W‖²
+            c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
+            W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when the triggers found afresh on f' no longer move the images
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
@@ -24,6 +25,9 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
 * The rows t₀ are those of the *unrepaired* network, so that each layer learns to withstand the trigger at
   full strength; with t̃ alone the first repaired layer, fitted to the recovered triggers, hides from the later
   ones what the attacker's trigger, which it does not catch, will send them.
+* Rows with noise answer as without it. A trigger that covers the whole image disturbs it beside naming a
+  target, and a network that no longer obeys it still misses the true label; noise stands in for the part of
+  the attacker's pattern that no search can find, and it lies on the way of many a whole-image trigger.
 * The clean term compares with f, not with f', so later layers make good what earlier ones lost.
 
 References:
@@ -40,12 +44,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._augment import jitter, mixup, random_flip, random_resized_crop
+from unbackdoor._augment import jitter, mixup, noise, random_flip, random_resized_crop
 from unbackdoor._clean import CleanImages
 from unbackdoor._errors import require
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods._base import Method, Session
-from unbackdoor.recover import Finding, Recovered, examine, strengthen
+from unbackdoor.recover import Finding, Recovered, apply_random, examine, strengthen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,7 @@ class Restore(Method):
         num_images: augmented images that the rows are taken from, for each term.
         rows_per_image: positions cut out of each image in a convolution's input.
         trigger_weight: κ, weight of the triggered rows against the clean ones.
+        noise_weight: ν, the same of the rows with noise; noise: its largest standard deviation, in [0, 1].
         ridge: ρ, relative to σ², the mean square of the clean rows.
 
     Raises:
@@ -83,6 +88,8 @@ class Restore(Method):
     num_images: int = 256
     rows_per_image: int = 16
     trigger_weight: float = 0.2
+    noise_weight: float = 0.1
+    noise: float = 0.07
     ridge: float = 4.0
 
     def __post_init__(self) -> None:
@@ -92,6 +99,8 @@ class Restore(Method):
             require(known[name] >= 1, f"{name} must be at least 1", known[name], "1 or more")
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
+        for name in ("noise_weight", "noise"):
+            require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
         require(0 < self.depth <= 1, "depth must lie in (0, 1]", self.depth, "0.4")
         require(0 <= self.success_limit <= 1, "success_limit must lie in [0, 1]", self.success_limit, "0.5")
 
@@ -137,25 +146,25 @@ class Restore(Method):
             told.append({"margin": margin, "success": success})
             if number == self.rounds or (number and success <= self.success_limit):
                 break
-            pool.append(fresh)
+            pool += fresh
             model.load_state_dict(original.state_dict())
-            self.restore(model, original, layers, clean, Recovered.join(pool), session.generator)
+            self.restore(model, original, layers, clean, pool, session.generator)
         return told
 
     def recover(
         self, model: nn.Module, clean: CleanImages, findings: tuple[Finding, ...], session: Session
-    ) -> tuple[Recovered, float, float]:
+    ) -> tuple[list[Recovered], float, float]:
         """Return fresh strong triggers of every finding, their mean margin and the best one's success."""
         found = [self._strong(model, clean, finding, session.generator) for finding in findings]
         margins = torch.cat([margins for _, margins, _ in found])
-        return Recovered.join([f[0] for f in found]), margins.mean().item(), max(f[2] for f in found)
+        return [f[0] for f in found], margins.mean().item(), max(f[2] for f in found)
 
     def _strong(
         self, model: nn.Module, clean: CleanImages, finding: Finding, generator: torch.Generator
     ) -> tuple[Recovered, Tensor, float]:
         place = finding.family.place(finding.params)
         sizes = {"count": self.strong_count, "steps": self.strong_steps, "batch": self.search_batch}
-        return strengthen(model, clean, finding.family, place, finding.target, generator, **sizes)
+        return strengthen(model, clean, finding.family, place, finding.goal, generator, **sizes)
 
     def restore(
         self,
@@ -163,18 +172,18 @@ class Restore(Method):
         original: nn.Module,
         layers: list[str],
         clean: CleanImages,
-        pool: Recovered,
+        pool: list[Recovered],
         generator: torch.Generator,
     ) -> None:
         """Solve each layer in turn, in place; ``model`` starts equal to ``original``."""
-        plain, benign = (varied(clean, self.num_images, generator) for _ in range(2))
-        triggered = pool.apply_random(benign, generator)
+        plain, benign, calm = (varied(clean, self.num_images, generator) for _ in range(3))
+        triggered, noisy = apply_random(pool, benign, generator), noise(calm, generator, self.noise)
         rows = LayerRows(self.rows_per_image, generator)
         chosen = {name: original.get_submodule(name) for name in layers}
-        before = [rows.of(original, chosen, images) for images in (plain, benign, triggered)]
+        before = [rows.of(original, chosen, images) for images in (plain, benign, triggered, calm)]
         for name in layers:
             layer = {name: model.get_submodule(name)}
-            now = [rows.of(model, layer, images)[name] for images in (plain, triggered)]
+            now = [rows.of(model, layer, images)[name] for images in (plain, triggered, noisy)]
             weight = augmented_weight(chosen[name])
             change = self.solve(weight, [b[name] for b in before], now)
             add_to_weight_(layer[name], change)
@@ -184,12 +193,13 @@ class Restore(Method):
 
         Args:
             weight: W, (out, in), with the bias as last column where there is one.
-            before: rows (n, in) in the original network: clean u, benign b, triggered t₀.
-            now: rows (n, in) in the network under repair: clean ũ, triggered t̃.
+            before: rows (n, in) in the original network: clean u, benign b, triggered t₀, calm c.
+            now: rows (n, in) in the network under repair: clean ũ, triggered t̃, noisy ñ.
         """
-        clean, benign, strong = before
-        terms = [(now[0], clean, 1.0), (strong, benign, self.trigger_weight / 2)]
-        terms.append((now[1], benign, self.trigger_weight / 2))
+        clean, benign, strong, calm = before
+        half = self.trigger_weight / 2
+        terms = [(now[0], clean, 1.0), (strong, benign, half), (now[1], benign, half)]
+        terms.append((now[2], calm, self.noise_weight))
         gram = sum(w / len(x) * (x.T @ x) for x, _, w in terms)
         wanted = sum(w / len(x) * (x.T @ ((y - x) @ weight.T)) for x, y, w in terms)
         power = now[0].square().mean()

@@ -2,7 +2,7 @@
 
 A family says how its parameters (K triggers at once, one a class) become ``Recovered`` triggers, how large
 each is, and, once a minimal trigger is located, which triggers count as being *at the same place*: the same
-pixels for a patch, a ball around zero for an additive trigger. Strong triggers are looked for at that place.
+pixels for a patch, a ball around zero for additive triggers and warps. Strong triggers are looked for there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unbackdoor.recover._triggers import Recovered
+from unbackdoor.recover._triggers import Displacement, Overlay, Recovered
 
 Params = list[Tensor]
 Shape = tuple[int, int, int]
@@ -46,7 +46,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def size(self, params: Params) -> Tensor:
-        """Return the size of each trigger, (K,): pixels of a patch, ‖δ‖₂ of an additive one."""
+        """Return the size of each trigger, (K,): pixels of a patch, ‖δ‖₂ of an additive one, shift of a warp."""
 
     @abc.abstractmethod
     def place(self, params: Params) -> Tensor:
@@ -89,7 +89,7 @@ class Patch(Family):
 
     def decode(self, params: Params) -> Recovered:
         mask, pattern = params[0].sigmoid(), params[1].sigmoid()
-        return Recovered(1 - mask, mask * pattern)
+        return Overlay(1 - mask, mask * pattern)
 
     def size(self, params: Params) -> Tensor:
         return params[0].sigmoid().sum(dim=(1, 2, 3))
@@ -107,45 +107,88 @@ class Patch(Family):
 
     def decode_at(self, place: Tensor, params: Params) -> Recovered:
         keep = (1 - place).expand(len(params[0]), -1, -1, -1)
-        return Recovered(keep, place * params[0].sigmoid())
+        return Overlay(keep, place * params[0].sigmoid())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Additive(Family):
-    """A perturbation δ shared by all images, clip(x + δ); size ‖δ‖₂ (pixel values in [0, 1]).
+class Ball(Family):
+    """A family whose strong triggers lie in a ball: of ``growth`` times the size of the minimal one.
 
-    Place: the ball of ``growth`` times the minimal size.
+    The parameters are one tensor, and the size is a norm of it: the trigger scales with them.
     """
 
-    name: ClassVar[str] = "additive"
-    rate: float = 0.01
-    strong_rate: float = 0.02
-    weight: float = 0.5
     growth: float = 1.5
 
-    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
-        return [0.02 * torch.randn(count, *shape, generator=generator)]
-
-    def decode(self, params: Params) -> Recovered:
-        delta = params[0]
-        return Recovered(torch.ones_like(delta[:, :1]), delta)
-
-    def size(self, params: Params) -> Tensor:
-        return params[0].flatten(1).norm(dim=1)
+    @abc.abstractmethod
+    def noise(self, count: int, shape: Shape, generator: torch.Generator) -> Tensor:
+        """Return standard normal parameters of ``count`` triggers."""
 
     def place(self, params: Params) -> Tensor:
         return self.growth * self.size(params)[0]
 
     def start_at(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
-        noise = torch.randn(count, *shape, generator=generator)
-        return [0.5 * place.cpu() * noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)]
+        noise = self.noise(count, shape, generator)
+        return [0.5 * place.cpu() * noise / _column(self.size([noise]))]
 
     def decode_at(self, place: Tensor, params: Params) -> Recovered:
         return self.decode(params)
 
     def project_(self, place: Tensor, params: Params) -> None:
-        norm = params[0].flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        params[0].mul_((place / norm).clamp(max=1))
+        params[0].mul_(_column(place / self.size(params)).clamp(max=1))
 
 
-FAMILIES: tuple[Family, ...] = (Patch(), Additive())
+@dataclass(frozen=True, kw_only=True)
+class Additive(Ball):
+    """A perturbation δ shared by all images, clip(x + δ); size ‖δ‖₂ (pixel values in [0, 1])."""
+
+    name: ClassVar[str] = "additive"
+    rate: float = 0.01
+    strong_rate: float = 0.02
+    weight: float = 0.5
+
+    def noise(self, count: int, shape: Shape, generator: torch.Generator) -> Tensor:
+        return torch.randn(count, *shape, generator=generator)
+
+    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        return [0.02 * self.noise(count, shape, generator)]
+
+    def decode(self, params: Params) -> Recovered:
+        return Overlay(torch.ones_like(params[0][:, :1]), params[0])
+
+    def size(self, params: Params) -> Tensor:
+        return params[0].flatten(1).norm(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warp(Ball):
+    """A smooth displacement, given at ``points`` × ``points`` places; size: its root mean square in pixels.
+
+    References:
+        Nguyen and Tran, *WaNet*, ICLR 2021 (the attack: a fixed smooth warp). An additive trigger cannot
+        stand in for it: what a warp changes depends on the image.
+    """
+
+    name: ClassVar[str] = "warp"
+    rate: float = 0.1
+    strong_rate: float = 0.1
+    weight: float = 0.5
+    points: int = 6
+
+    def noise(self, count: int, shape: Shape, generator: torch.Generator) -> Tensor:
+        return torch.randn(count, 2, self.points, self.points, generator=generator)
+
+    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        return [0.1 * self.noise(count, shape, generator)]
+
+    def decode(self, params: Params) -> Recovered:
+        return Displacement(params[0])
+
+    def size(self, params: Params) -> Tensor:
+        return params[0].square().sum(1).mean(dim=(1, 2)).add(1e-12).sqrt()
+
+
+FAMILIES: tuple[Family, ...] = (Patch(), Additive(), Warp())
+
+
+def _column(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)

@@ -1,4 +1,7 @@
-"""Two searches: the smallest trigger of every class (which class is too easy?), then strong ones of a target.
+"""Two searches: the smallest trigger of every goal (which one is too easy?), then strong ones of one goal.
+
+A goal is a class that all images shall get, or, numbered one past the last class, that every image gets the
+class after its own: the label map of all-to-all backdoors.
 
 The smallest trigger tells the target but is the wrong thing to unlearn: it sits just over the decision
 border, and the attacker's own trigger goes far beyond it. Strong triggers have the largest margin that the
@@ -27,16 +30,16 @@ BETAS = (0.5, 0.9)
 
 @dataclass(frozen=True)
 class Minimal:
-    """The smallest trigger found for each class.
+    """The smallest trigger found for each goal.
 
     Attributes:
-        classes: (K,); sizes: (K,), averaged over the last steps.
+        goals: (K,); sizes: (K,), averaged over the last steps.
         success: (K,), share of images moved, smoothed.
         weights: (K,), λ as it stands; a search that goes on from here goes on with it.
         params: the family's parameters, K rows each.
     """
 
-    classes: Tensor
+    goals: Tensor
     sizes: Tensor
     success: Tensor
     weights: Tensor
@@ -48,7 +51,7 @@ class Minimal:
 
     def rows(self, index: Tensor | slice) -> Minimal:
         """Return some of the rows."""
-        figures = (self.classes[index], self.sizes[index], self.success[index], self.weights[index])
+        figures = (self.goals[index], self.sizes[index], self.success[index], self.weights[index])
         return Minimal(*figures, [p[index] for p in self.params])
 
 
@@ -62,35 +65,35 @@ def minimal_triggers(
     model: nn.Module,
     clean: CleanImages,
     family: Family,
-    classes: Tensor,
+    goals: Tensor,
     generator: torch.Generator,
     *,
     steps: int,
     batch: int,
     warm: Minimal | None = None,
 ) -> Minimal:
-    """Search the smallest trigger of every class in ``classes``, a few classes a forward pass.
+    """Search the smallest trigger of every goal in ``goals``, a few of them a forward pass.
 
     Minimises softplus(½ − margin) + λ·size with Adam; λ grows where the trigger moves enough images and
-    shrinks where it does not, so that every class ends at its own border.
+    shrinks where it does not, so that every goal ends at its own border.
 
     Args:
         model: in eval mode.
-        clean: images to put triggers on; those of the class itself do not count.
+        clean: images to put triggers on; those that have the wanted label already do not count.
         family: the space of triggers.
-        classes: int64 (K,).
+        goals: int64 (K,), in [0, classes].
         generator: starts, batches and augmentation.
-        steps: Adam steps; batch: images a step and class.
-        warm: go on from these triggers (rows as in ``classes``) instead of fresh starts.
+        steps: Adam steps; batch: images a step and goal.
+        warm: go on from these triggers (rows as in ``goals``) instead of fresh starts.
     """
     chunk = max(1, LIMIT // min(batch, len(clean)))
     found = []
-    for first in range(0, len(classes), chunk):
+    for first in range(0, len(goals), chunk):
         rows = slice(first, first + chunk)
-        start = _fresh(family, clean, classes[rows], generator) if warm is None else warm.rows(rows)
+        start = _fresh(family, clean, goals[rows], generator) if warm is None else warm.rows(rows)
         found.append(_minimal_chunk(model, clean, family, start, generator, steps, batch))
     return Minimal(
-        classes,
+        goals,
         torch.cat([f.sizes for f in found]),
         torch.cat([f.success for f in found]),
         torch.cat([f.weights for f in found]),
@@ -98,10 +101,10 @@ def minimal_triggers(
     )
 
 
-def _fresh(family: Family, clean: CleanImages, classes: Tensor, generator: torch.Generator) -> Minimal:
-    params = family.start(len(classes), clean.images.shape[1:], generator)
-    zeros = torch.zeros(len(classes)).to(clean.images)
-    return Minimal(classes, zeros, zeros, zeros + family.weight, [p.to(clean.images) for p in params])
+def _fresh(family: Family, clean: CleanImages, goals: Tensor, generator: torch.Generator) -> Minimal:
+    params = family.start(len(goals), clean.images.shape[1:], generator)
+    zeros = torch.zeros(len(goals)).to(clean.images)
+    return Minimal(goals, zeros, zeros, zeros + family.weight, [p.to(clean.images) for p in params])
 
 
 def _minimal_chunk(
@@ -113,7 +116,7 @@ def _minimal_chunk(
     steps: int,
     batch: int,
 ) -> Minimal:
-    classes, success, weight = start.classes, start.success, start.weights
+    goals, success, weight = start.goals, start.success, start.weights
     params = [p.clone().requires_grad_() for p in start.params]
     optimizer = torch.optim.Adam(params, family.rate, betas=BETAS)
     sizes = torch.zeros_like(weight)
@@ -121,13 +124,13 @@ def _minimal_chunk(
     for step in range(steps):
         images, labels = draw(clean, batch, generator)
         size = family.size(params)
-        moved, away = _margins(model, family.decode(params), images, labels, classes)
+        moved, away = _margins(model, family.decode(params), images, labels, goals)
         success = 0.8 * success + 0.2 * _mean((moved > 0).to(moved), away)
         loss = _mean(F.softplus(0.5 - moved), away) + weight * size
         _step(optimizer, loss.sum())
         weight = torch.where(success >= SUCCESS, weight * 1.1, weight / 1.2).clamp(1e-3, 10)
         sizes = sizes + (size.detach() / last if step >= steps - last else 0)
-    return Minimal(classes, sizes, success, weight, [p.detach() for p in params])
+    return Minimal(goals, sizes, success, weight, [p.detach() for p in params])
 
 
 def strengthen(
@@ -135,20 +138,20 @@ def strengthen(
     clean: CleanImages,
     family: Family,
     place: Tensor,
-    target: int,
+    goal: int,
     generator: torch.Generator,
     *,
     count: int,
     steps: int,
     batch: int,
 ) -> tuple[Recovered, Tensor, float]:
-    """Search ``count`` triggers at ``place`` with the largest margin of ``target``, from varied starts.
+    """Search ``count`` triggers at ``place`` with the largest margin of ``goal``, from varied starts.
 
     Args:
         model: in eval mode.
-        clean: images to put triggers on; those of ``target`` itself do not count.
+        clean: images to put triggers on; those that have the wanted label already do not count.
         family: the space of triggers; place: where, as ``family.place`` gives it.
-        target: the class whose margin grows.
+        goal: whose margin grows, in [0, classes].
         generator: starts, batches and augmentation.
         count: triggers searched at once; steps: Adam steps, ≥ 1; batch: images a step.
 
@@ -159,10 +162,10 @@ def strengthen(
     params = family.start_at(place, count, clean.images.shape[1:], generator)
     params = [p.to(clean.images).clone().requires_grad_() for p in params]
     optimizer = torch.optim.Adam(params, family.strong_rate, betas=BETAS)
-    classes = torch.full((count,), target, device=clean.labels.device)
+    goals = torch.full((count,), goal, device=clean.labels.device)
     for _ in range(steps):
         images, labels = draw(clean, batch, generator)
-        moved, away = _margins(model, family.decode_at(place, params), images, labels, classes)
+        moved, away = _margins(model, family.decode_at(place, params), images, labels, goals)
         margins = _mean(moved, away)
         _step(optimizer, -margins.sum())
         with torch.no_grad():
@@ -179,13 +182,23 @@ def draw(clean: CleanImages, batch: int, generator: torch.Generator) -> tuple[Te
     return random_resized_crop(images, generator, scale=(0.8, 1.0)), clean.labels[index]
 
 
+def wanted_labels(goals: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return the label that each goal wants of each image: int64 (K,), (n,) -> (K, n).
+
+    >>> wanted_labels(torch.tensor([1, 3]), torch.tensor([0, 1, 2]), 3).tolist()
+    [[1, 1, 1], [1, 2, 0]]
+    """
+    after = (labels + 1) % num_classes
+    return torch.where(goals[:, None] == num_classes, after[None], goals[:, None])
+
+
 def _margins(
-    model: nn.Module, triggers: Recovered, images: Tensor, labels: Tensor, classes: Tensor
+    model: nn.Module, triggers: Recovered, images: Tensor, labels: Tensor, goals: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the margins of each trigger's class, (K, n), and which images are of another class, (K, n)."""
+    """Return the margins of the labels wanted, (K, n), and which images do not have them anyhow, (K, n)."""
     logits = model(triggers.apply(images).flatten(0, 1)).view(len(triggers), len(images), -1)
-    away = (labels[None] != classes[:, None]).to(logits)
-    return margin(logits, classes[:, None].expand(-1, len(images))), away
+    wanted = wanted_labels(goals, labels, logits.shape[-1])
+    return margin(logits, wanted), (labels[None] != wanted).to(logits)
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

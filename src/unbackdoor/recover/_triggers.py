@@ -1,22 +1,42 @@
-"""Recovered triggers in one form, whatever family they came from: x -> clip(keep ⊙ x + add)."""
+"""Recovered triggers, whatever family they came from: stacks that map images to triggered images."""
 
 from __future__ import annotations
 
+import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
+class Recovered(abc.ABC):
+    """A stack of P recovered triggers, ``len(stack) == P``, each of them for all images."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def on(self, images: Tensor, pick: Tensor) -> Tensor:
+        """Put trigger ``pick[i]`` on image i: (N, C, H, W), int64 (N,) -> (N, C, H, W) in [0, 1]."""
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Put every trigger on every image: (N, C, H, W) -> (P, N, C, H, W) in [0, 1]."""
+        pick = torch.arange(len(self), device=images.device).repeat_interleave(len(images))
+        triggered = self.on(images.repeat(len(self), 1, 1, 1), pick)
+        return triggered.view(len(self), *images.shape)
+
+
 @dataclass(frozen=True)
-class Recovered:
-    """A stack of P recovered triggers.
+class Overlay(Recovered):
+    """Patches and additive triggers, x -> clip(keep ⊙ x + add).
 
     Attributes:
         keep: (P, 1, H, W) in [0, 1], the share of the image that stays; 1 everywhere for additive triggers.
         add: (P, C, H, W), what is added.
 
-    >>> stack = Recovered(torch.zeros(2, 1, 4, 4), torch.ones(2, 3, 4, 4))
+    >>> stack = Overlay(torch.zeros(2, 1, 4, 4), torch.ones(2, 3, 4, 4))
     >>> stack.apply(torch.rand(5, 3, 4, 4)).shape, len(stack)
     (torch.Size([2, 5, 3, 4, 4]), 2)
     """
@@ -27,16 +47,45 @@ class Recovered:
     def __len__(self) -> int:
         return len(self.add)
 
-    def apply(self, images: Tensor) -> Tensor:
-        """Put every trigger on every image: (N, C, H, W) -> (P, N, C, H, W) in [0, 1]."""
-        return (self.keep[:, None] * images[None] + self.add[:, None]).clamp(0, 1)
-
-    def apply_random(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Put one random trigger of the stack on each image: (N, C, H, W) -> (N, C, H, W) in [0, 1]."""
-        pick = torch.randint(len(self), (len(images),), generator=generator).to(self.add.device)
+    def on(self, images: Tensor, pick: Tensor) -> Tensor:
         return (self.keep[pick] * images + self.add[pick]).clamp(0, 1)
 
-    @staticmethod
-    def join(stacks: list[Recovered]) -> Recovered:
-        """Return one stack of all."""
-        return Recovered(torch.cat([s.keep for s in stacks]), torch.cat([s.add for s in stacks]))
+
+@dataclass(frozen=True)
+class Displacement(Recovered):
+    """Warps: every pixel is read from a little beside, x -> x ∘ (identity + flow), bilinearly.
+
+    Attributes:
+        flow: (P, 2, h, w), displacement to the right and downwards in pixels, at h × w places spread evenly
+            over the image, corner to corner; interpolated bicubically between them.
+
+    >>> right = torch.zeros(1, 2, 1, 3)
+    >>> right[:, 0] = 1.0
+    >>> Displacement(right).apply(torch.tensor([[[[0.0, 0.5, 1.0]]]])).tolist()
+    [[[[[0.5, 1.0, 1.0]]]]]
+    """
+
+    flow: Tensor
+
+    def __len__(self) -> int:
+        return len(self.flow)
+
+    def on(self, images: Tensor, pick: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        theta = torch.eye(2, 3).to(images).expand(len(images), -1, -1)
+        still = F.affine_grid(theta, list(images.shape), align_corners=False)
+        flow = F.interpolate(self.flow, size=(height, width), mode="bicubic", align_corners=True)
+        shift = flow[pick].permute(0, 2, 3, 1) * 2 / torch.tensor([width, height]).to(images)
+        return F.grid_sample(images, still + shift, padding_mode="border", align_corners=False)
+
+
+def apply_random(pool: Sequence[Recovered], images: Tensor, generator: torch.Generator) -> Tensor:
+    """Put one random trigger of all that are in ``pool`` on each image: (N, C, H, W) -> (N, C, H, W)."""
+    total = sum(len(stack) for stack in pool)
+    pick = torch.randint(total, (len(images),), generator=generator).to(images.device)
+    triggered = images.clone()
+    for stack in pool:
+        here = (pick >= 0) & (pick < len(stack))
+        triggered[here] = stack.on(images[here], pick[here])
+        pick = pick - len(stack)
+    return triggered
