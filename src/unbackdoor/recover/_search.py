@@ -24,7 +24,7 @@ from unbackdoor.recover._triggers import Recovered
 LIMIT = 100
 """Triggered images in one forward pass of the search, at most (unless one class alone needs more)."""
 SUCCESS = 0.85
-"""Share of images that a minimal trigger must move before its size is pressed further."""
+"""Share of images that the smallest trigger of a class must move before its size is pressed further."""
 BETAS = (0.5, 0.9)
 
 
@@ -71,6 +71,7 @@ def minimal_triggers(
     steps: int,
     batch: int,
     warm: Minimal | None = None,
+    enough: float = SUCCESS,
 ) -> Minimal:
     """Search the smallest trigger of every goal in ``goals``, a few of them a forward pass.
 
@@ -85,13 +86,14 @@ def minimal_triggers(
         generator: starts, batches and augmentation.
         steps: Adam steps; batch: images a step and goal.
         warm: go on from these triggers (rows as in ``goals``) instead of fresh starts.
+        enough: share of images that a trigger must move before its size is pressed further, in (0, 1).
     """
     chunk = max(1, LIMIT // min(batch, len(clean)))
     found = []
     for first in range(0, len(goals), chunk):
         rows = slice(first, first + chunk)
         start = _fresh(family, clean, goals[rows], generator) if warm is None else warm.rows(rows)
-        found.append(_minimal_chunk(model, clean, family, start, generator, steps, batch))
+        found.append(_minimal_chunk(model, clean, family, start, generator, steps, batch, enough))
     return Minimal(
         goals,
         torch.cat([f.sizes for f in found]),
@@ -115,6 +117,7 @@ def _minimal_chunk(
     generator: torch.Generator,
     steps: int,
     batch: int,
+    enough: float,
 ) -> Minimal:
     goals, success, weight = start.goals, start.success, start.weights
     params = [p.clone().requires_grad_() for p in start.params]
@@ -128,7 +131,7 @@ def _minimal_chunk(
         success = 0.8 * success + 0.2 * _mean((moved > 0).to(moved), away)
         loss = _mean(F.softplus(0.5 - moved), away) + weight * size
         _step(optimizer, loss.sum())
-        weight = torch.where(success >= SUCCESS, weight * 1.1, weight / 1.2).clamp(1e-3, 10)
+        weight = torch.where(success >= enough, weight * 1.1, weight / 1.2).clamp(1e-3, 10)
         sizes = sizes + (size.detach() / last if step >= steps - last else 0)
     return Minimal(goals, sizes, success, weight, [p.detach() for p in params])
 
