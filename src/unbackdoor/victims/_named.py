@@ -1,8 +1,8 @@
 """The named set: victims of many attacks, networks and data sets, short enough to train on a CPU.
 
-The recipes are short on purpose, minutes each on one core: no dropout, small batches, and where ``start`` names
-a clean victim, the attacker goes on from its weights. For the accuracies of the literature give more epochs:
-``unbackdoor attack --epochs 60``.
+The recipes are short on purpose, minutes each on one core: no dropout, small batches, and where ``start``
+names a clean victim, the attacker goes on from its weights. For the accuracies of the literature give more
+epochs: ``unbackdoor attack --epochs 60``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from unbackdoor.victims._spec import VictimSpec, default_recipe
 CIFAR = "cifar10-small_vgg-clean"
 GTSRB = "gtsrb-small_vgg-clean"
 WARM_RATE = 0.03
-"""Peak of the learning rate where training starts from a clean victim: more would undo what it has learned."""
+"""Peak of the learning rate where training starts from a clean victim."""
 
 
 def _victim(data: str, epochs: int, learning_rate: float | None = None, **fields: Any) -> VictimSpec:
