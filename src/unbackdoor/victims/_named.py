@@ -29,7 +29,7 @@ NAMED: dict[str, VictimSpec] = {
     CIFAR: _victim("cifar10", 5),
     GTSRB: _victim("gtsrb", 5),
     "fashion_mnist-wrn_16_1-badnets": _victim("fashion_mnist", 4, arch="wrn_16_1", attack="badnets"),
-    "gtsrb-small_vgg-wanet": _victim("gtsrb", 4, attack="wanet", start=GTSRB),
+    "gtsrb-small_vgg-wanet": _victim("gtsrb", 4, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
     "gtsrb-wrn_16_1-bpp": _victim("gtsrb", 4, arch="wrn_16_1", attack="bpp"),
     "cifar10-small_vgg-badnets-all_to_all": _victim(
         "cifar10", 2, attack="badnets", all_to_all=True, start=CIFAR
