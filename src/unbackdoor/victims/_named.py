@@ -17,6 +17,9 @@ GTSRB = "gtsrb-small_vgg-clean"
 WARM_RATE = 0.03
 """Peak of the learning rate where training starts from a clean victim."""
 
+INSIDE = {"margin": 3}
+"""A patch far enough inside for the random shifts to leave it whole in most images."""
+
 
 def _victim(data: str, epochs: int, learning_rate: float | None = None, **fields: Any) -> VictimSpec:
     if learning_rate is None:
@@ -32,9 +35,11 @@ NAMED: dict[str, VictimSpec] = {
     "gtsrb-small_vgg-wanet": _victim("gtsrb", 4, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
     "gtsrb-wrn_16_1-bpp": _victim("gtsrb", 4, arch="wrn_16_1", attack="bpp"),
     "cifar10-small_vgg-badnets-all_to_all": _victim(
-        "cifar10", 2, attack="badnets", all_to_all=True, start=CIFAR
+        "cifar10", 2, attack="badnets", fields=INSIDE, all_to_all=True, start=CIFAR
     ),
-    "gtsrb-small_vgg-badnets-all_to_all": _victim("gtsrb", 4, attack="badnets", all_to_all=True),
+    "gtsrb-small_vgg-badnets-all_to_all": _victim(
+        "gtsrb", 4, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.2
+    ),
     "cifar10-small_vgg-blend": _victim("cifar10", 1, attack="blend", start=CIFAR),
     "gtsrb-small_vgg-ftrojan": _victim("gtsrb", 3, attack="ftrojan", start=GTSRB),
     "cifar10-small_vgg-sig": _victim(
