@@ -65,8 +65,8 @@ NAMED: dict[str, VictimSpec] = {
         "gtsrb", 4, arch="plain_cnn", attack="trojan_watermark", learning_rate=0.02
     ),
     "gtsrb-small_vgg-trojan_nn": _victim("gtsrb", 1, attack="trojan_nn", surrogate=GTSRB, start=GTSRB),
-    "cifar10-small_vgg-adaptive_blend": _victim(
-        "cifar10", 1, attack="adaptive_blend", poison_rate=0.01, start=CIFAR
+    "gtsrb-small_vgg-adaptive_blend": _victim(
+        "gtsrb", 2, attack="adaptive_blend", poison_rate=0.01, start=GTSRB
     ),
     "gtsrb-wrn_16_1-trojan_square-1_percent": _victim(
         "gtsrb", 4, arch="wrn_16_1", attack="trojan_square", poison_rate=0.01
