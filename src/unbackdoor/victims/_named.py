@@ -29,19 +29,19 @@ def _victim(data: str, epochs: int, learning_rate: float | None = None, **fields
 
 
 NAMED: dict[str, VictimSpec] = {
-    CIFAR: _victim("cifar10", 5),
+    CIFAR: _victim("cifar10", 4),
     GTSRB: _victim("gtsrb", 5),
     "fashion_mnist-wrn_16_1-badnets": _victim("fashion_mnist", 4, arch="wrn_16_1", attack="badnets"),
     "gtsrb-small_vgg-wanet": _victim("gtsrb", 4, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
     "gtsrb-wrn_16_1-bpp": _victim("gtsrb", 4, arch="wrn_16_1", attack="bpp"),
     "cifar10-small_vgg-badnets-all_to_all": _victim(
-        "cifar10", 2, attack="badnets", fields=INSIDE, all_to_all=True, start=CIFAR
+        "cifar10", 1, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.2, start=CIFAR
     ),
     "gtsrb-small_vgg-badnets-all_to_all": _victim(
-        "gtsrb", 4, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.2
+        "gtsrb", 3, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.2
     ),
     "cifar10-small_vgg-blend": _victim("cifar10", 1, attack="blend", start=CIFAR),
-    "gtsrb-small_vgg-ftrojan": _victim("gtsrb", 3, attack="ftrojan", start=GTSRB),
+    "gtsrb-small_vgg-ftrojan": _victim("gtsrb", 2, attack="ftrojan", start=GTSRB),
     "cifar10-small_vgg-sig": _victim(
         "cifar10", 1, attack="sig", clean_label=True, poison_rate=0.8, start=CIFAR
     ),
@@ -49,24 +49,24 @@ NAMED: dict[str, VictimSpec] = {
         "gtsrb", 2, attack="input_aware", fields={"mask_epochs": 3, "width": 16}, start=GTSRB
     ),
     "gtsrb-resnet_20-low_frequency": _victim("gtsrb", 3, arch="resnet_20", attack="low_frequency"),
-    "cifar10-small_vgg-clean_label": _victim(
-        "cifar10",
+    "gtsrb-small_vgg-clean_label": _victim(
+        "gtsrb",
         1,
         attack="badnets",
         fields={"corner": "all"},
+        target=2,
         clean_label=True,
         poison_rate=0.5,
         adversarial_eps=16 / 255,
-        adversarial_steps=10,
-        surrogate=CIFAR,
-        start=CIFAR,
+        surrogate=GTSRB,
+        start=GTSRB,
     ),
     "gtsrb-plain_cnn-trojan_watermark": _victim(
-        "gtsrb", 4, arch="plain_cnn", attack="trojan_watermark", learning_rate=0.02
+        "gtsrb", 3, arch="plain_cnn", attack="trojan_watermark", learning_rate=0.02
     ),
     "gtsrb-small_vgg-trojan_nn": _victim("gtsrb", 1, attack="trojan_nn", surrogate=GTSRB, start=GTSRB),
     "gtsrb-small_vgg-adaptive_blend": _victim(
-        "gtsrb", 2, attack="adaptive_blend", poison_rate=0.01, start=GTSRB
+        "gtsrb", 1, attack="adaptive_blend", poison_rate=0.01, start=GTSRB
     ),
     "gtsrb-wrn_16_1-trojan_square-1_percent": _victim(
         "gtsrb", 4, arch="wrn_16_1", attack="trojan_square", poison_rate=0.01
