@@ -19,7 +19,17 @@ from unbackdoor.attacks._recipe import Recipe
 from unbackdoor.checkpoint import resolve_arch
 from unbackdoor.cli import app
 from unbackdoor.data import TestSplit, TrainSplit
-from unbackdoor.victims import NAMED, VictimSpec, build_named, build_victim, load_victim, read_victim_record
+from unbackdoor.victims import (
+    HEADS,
+    NAMED,
+    VictimSpec,
+    build_named,
+    build_victim,
+    load_victim,
+    read_victim_record,
+    victim_row,
+    victims_markdown,
+)
 from unbackdoor.victims import _build as building
 
 QUICK = Recipe(epochs=1, batch_size=32, learning_rate=0.05, shift=0.0, flip=False)
@@ -183,6 +193,26 @@ def test_the_named_set_is_varied_and_every_entry_can_be_made() -> None:
     assert 3 * len(fresh) >= len(backdoored)
 
 
+def test_the_docs_tell_the_recorded_figures() -> None:
+    root = Path(__file__).parents[1]
+    found = {name: root / f"benchmarks/results/victims/{name}.json" for name in NAMED}
+    records = {name: read_victim_record(path) for name, path in found.items() if path.exists()}
+    assert len(records) >= 14
+    assert victims_markdown(records) in (root / "docs/victims.md").read_text(encoding="utf-8")
+
+
+def test_a_table_of_victims_tells_what_each_started_from(tmp_path: Path) -> None:
+    build_victim(spec(attack=None), tmp_path / "clean.safetensors", splits())
+    start = load_victim(tmp_path / "clean.safetensors")
+    record = build_victim(spec(start="clean"), tmp_path / "v.safetensors", splits(), start=start)
+    row = victim_row("v", record)
+    figures = tuple(f"{100 * record['metrics'][key]:.1f} %" for key in ("acc", "asr", "ra"))
+    assert row[:5] == ("v", "badnets", "all-to-one", "10.4 %", "+ 1") and row[6:] == figures
+    clean = victim_row("clean", start.record)
+    assert clean[:5] == ("clean", "none", "", "", "1") and clean[7:] == ("", "")
+    assert len(row) == len(clean) == len(HEADS)
+
+
 def test_the_benchmarks_name_the_same_victims() -> None:
     file = Path(__file__).parents[1] / "benchmarks/victims/zoo.toml"
     listed = tomllib.loads(file.read_text(encoding="utf-8"))["victim"]
@@ -230,6 +260,8 @@ def test_zoo_commands(tiny_set: Path, tmp_path: Path) -> None:
     assert read_victim_record(records / "clean.json")["name"] == "clean"
     listed = runner.invoke(app, ["zoo", "list", "--out", str(tiny_set)], terminal_width=200)
     assert listed.exit_code == 0 and "clean" in listed.output and "not built" in listed.output
+    table = runner.invoke(app, ["zoo", "list", "--out", str(tiny_set), "--markdown"])
+    assert table.exit_code == 0 and "| clean | none |" in table.output and "not built" not in table.output
 
 
 def test_attack_command(tiny_set: Path, tmp_path: Path) -> None:
