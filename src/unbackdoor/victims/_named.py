@@ -2,8 +2,8 @@
 
 The recipes are short on purpose, minutes each on one core: no dropout, small batches, and where ``start``
 names a clean victim, the attacker goes on from its weights. For the accuracies of the literature give more
-epochs: ``unbackdoor attack --epochs 60``. Three faint triggers are stronger than their papers' defaults, which
-need far longer to be learned: WaNet's warp, FTrojan's magnitude, BPP's number of levels.
+epochs: ``unbackdoor attack --epochs 60``. Three faint triggers are stronger than their papers' defaults,
+which need far longer to be learned: WaNet's warp, FTrojan's magnitude, BPP's number of levels.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ NAMED: dict[str, VictimSpec] = {
     ),
     "cifar10-small_vgg-blend": _victim("cifar10", 1, attack="blend", start=CIFAR),
     "gtsrb-small_vgg-ftrojan": _victim("gtsrb", 2, attack="ftrojan", fields={"magnitude": 100.0}),
-    "cifar10-small_vgg-sig": _victim(
-        "cifar10", 1, attack="sig", clean_label=True, poison_rate=0.8, start=CIFAR
+    "gtsrb-small_vgg-sig": _victim(
+        "gtsrb", 1, attack="sig", target=2, clean_label=True, poison_rate=0.8, start=GTSRB
     ),
     "gtsrb-small_vgg-input_aware": _victim(
         "gtsrb", 2, attack="input_aware", fields={"mask_epochs": 3, "width": 16}, start=GTSRB
     ),
-    "gtsrb-resnet_20-low_frequency": _victim("gtsrb", 3, arch="resnet_20", attack="low_frequency"),
+    "gtsrb-resnet_20-low_frequency": _victim("gtsrb", 2, arch="resnet_20", attack="low_frequency"),
     "gtsrb-small_vgg-clean_label": _victim(
         "gtsrb",
         1,
@@ -63,14 +63,14 @@ NAMED: dict[str, VictimSpec] = {
         start=GTSRB,
     ),
     "gtsrb-plain_cnn-trojan_watermark": _victim(
-        "gtsrb", 3, arch="plain_cnn", attack="trojan_watermark", learning_rate=0.02
+        "gtsrb", 2, arch="plain_cnn", attack="trojan_watermark", learning_rate=0.02
     ),
     "gtsrb-small_vgg-trojan_nn": _victim("gtsrb", 1, attack="trojan_nn", surrogate=GTSRB, start=GTSRB),
     "gtsrb-small_vgg-adaptive_blend": _victim(
         "gtsrb", 1, attack="adaptive_blend", poison_rate=0.01, start=GTSRB
     ),
     "gtsrb-wrn_16_1-trojan_square-1_percent": _victim(
-        "gtsrb", 4, arch="wrn_16_1", attack="trojan_square", poison_rate=0.01
+        "gtsrb", 3, arch="wrn_16_1", attack="trojan_square", poison_rate=0.01
     ),
 }
 """Every victim by its name, in the order they are built: a clean model before the victims that need it."""
