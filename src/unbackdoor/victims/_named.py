@@ -42,6 +42,7 @@ NAMED: dict[str, VictimSpec] = {
         "gtsrb", 3, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.2
     ),
     "cifar10-small_vgg-blend": _victim("cifar10", 1, attack="blend", start=CIFAR),
+    "gtsrb-small_vgg-blend": _victim("gtsrb", 1, attack="blend", start=GTSRB),
     "gtsrb-small_vgg-ftrojan": _victim("gtsrb", 2, attack="ftrojan", fields={"magnitude": 100.0}),
     # From fresh weights: a clean model knows the target class already, so its images teach it no stripes.
     "gtsrb-small_vgg-sig": _victim("gtsrb", 2, attack="sig", target=2, clean_label=True, poison_rate=0.8),
