@@ -33,7 +33,7 @@ class Recipe:
         shift: largest shift as a share of the image's height and width (1/8: 4 pixels of 32).
         flip: mirror half of the images; False for data where that changes the class (traffic signs, digits).
         dropout: rate of every dropout layer while training, in [0, 1); ``None`` keeps the network's own. In
-            a schedule of few epochs dropout costs more accuracy than it brings: 0.0.
+            a schedule of few epochs there is no overfitting for it to prevent: 0.0.
         label_smoothing: in [0, 1); used for clean models only, it would blur the backdoor of a poisoned one.
         mixed_precision: bfloat16 autocast; ``None`` uses it where it is fast (CUDA with bfloat16, CPU with
             AMX, where it was measured at 1.8 to 2.3 times the speed of float32).

@@ -3,7 +3,7 @@
 The recipes are short on purpose, minutes each on one core: no dropout, small batches, and where ``start``
 names a clean victim, the attacker goes on from its weights. For the accuracies of the literature give more
 epochs: ``unbackdoor attack --epochs 60``. Three faint triggers are stronger than their papers' defaults,
-which need far longer to be learned: WaNet's warp, FTrojan's magnitude, BPP's number of levels.
+which need far longer to be learned: WaNet's warp, FTrojan's magnitude, the number of levels of one BPP.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ NAMED: dict[str, VictimSpec] = {
     GTSRB: _victim("gtsrb", 5),
     "fashion_mnist-wrn_16_1-badnets": _victim("fashion_mnist", 4, arch="wrn_16_1", attack="badnets"),
     "gtsrb-small_vgg-wanet": _victim("gtsrb", 4, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
+    "gtsrb-wrn_16_1-bpp": _victim("gtsrb", 4, arch="wrn_16_1", attack="bpp"),
     "gtsrb-small_vgg-bpp": _victim("gtsrb", 1, attack="bpp", fields={"num_levels": 4}, start=GTSRB),
     "cifar10-small_vgg-badnets-all_to_all": _victim(
         "cifar10", 1, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.2, start=CIFAR
