@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -146,6 +147,10 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     train_victim(network(), split(), None, Recipe(epochs=1), resume_path=tmp_path / "state")
     with pytest.raises(UnbackdoorError, match="another run"):
         train_victim(network(), split(), None, Recipe(epochs=2), resume_path=tmp_path / "state")
+    other = network()
+    other[0].bias.data += 1  # other first weights: as if it started from another clean model
+    with pytest.raises(UnbackdoorError, match="another run"):
+        train_victim(other, split(), None, Recipe(epochs=1), resume_path=tmp_path / "state")
 
 
 def test_a_trainable_trigger_is_trained_with_the_victim() -> None:
@@ -176,6 +181,39 @@ def test_mixed_precision_leaves_float_weights() -> None:
 def test_divergence_is_an_error() -> None:
     with pytest.raises(UnbackdoorError, match="diverged"):
         train_victim(network(), split(), None, Recipe(epochs=3, batch_size=32, learning_rate=1e30))
+
+
+def rates(model: nn.Module) -> list[float]:
+    return [layer.p for layer in model.modules() if isinstance(layer, nn.Dropout)]
+
+
+def test_the_recipe_overrides_dropout_while_training_only() -> None:
+    seen: list[float] = []
+    recipe = dataclasses.replace(QUICK, epochs=1, dropout=0.0)
+    model = network()
+    victim = train_victim(model, split(), None, recipe, progress=lambda tick: seen.extend(rates(model)))
+    assert set(seen) == {0.0} and rates(victim.model) == [0.1]
+    without = network()
+    without[3].p = 0.0
+    assert same(state_of(victim), state_of(train_victim(without, split(), None, recipe)))
+    own = train_victim(network(), split(), None, dataclasses.replace(recipe, dropout=None))
+    assert not same(state_of(victim), state_of(own))
+
+
+def test_a_stopped_run_gives_the_network_its_dropout_back() -> None:
+    def kill(tick: object) -> None:
+        raise KeyboardInterrupt
+
+    model = network()
+    with pytest.raises(KeyboardInterrupt):
+        train_victim(model, split(), None, dataclasses.replace(QUICK, dropout=0.5), progress=kill)
+    assert rates(model) == [0.1]
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_a_dropout_that_is_no_rate_is_an_error(rate: float) -> None:
+    with pytest.raises(UnbackdoorError, match="dropout"):
+        Recipe(dropout=rate)
 
 
 def test_shifts_move_the_image_within_bounds() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,17 @@ from unbackdoor.attacks._recipe import Recipe
 from unbackdoor.checkpoint import resolve_arch
 from unbackdoor.cli import app
 from unbackdoor.data import TestSplit, TrainSplit
-from unbackdoor.victims import NAMED, VictimSpec, build_named, build_victim, load_victim, read_victim_record
+from unbackdoor.victims import (
+    HEADS,
+    NAMED,
+    VictimSpec,
+    build_named,
+    build_victim,
+    load_victim,
+    read_victim_record,
+    victim_row,
+    victims_markdown,
+)
 from unbackdoor.victims import _build as building
 
 QUICK = Recipe(epochs=1, batch_size=32, learning_rate=0.05, shift=0.0, flip=False)
@@ -90,6 +101,45 @@ def test_label_consistent_poisoning_from_a_specification(tmp_path: Path) -> None
     assert record["attack"]["perturbation"] == {"eps": 0.05, "norm": "linf", "steps": 2}
 
 
+FROZEN = dataclasses.replace(QUICK, learning_rate=1e-12)
+
+
+def test_training_starts_from_the_clean_model(tmp_path: Path) -> None:
+    clean = build_victim(spec(attack=None), tmp_path / "clean.safetensors", splits())
+    start = load_victim(tmp_path / "clean.safetensors")
+    chosen = spec(start="clean", recipe=FROZEN, seed=1)
+    record = build_victim(chosen, tmp_path / "v.safetensors", splits(), start=start)
+    assert record["start"] == clean["sha256"] and record["surrogate"] is None
+    first, last = (
+        dict(model.named_parameters())
+        for model in (start.model, load_victim(tmp_path / "v.safetensors").model)
+    )
+    assert all(torch.allclose(first[name], last[name], atol=1e-6) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "small_vgg"}, "another network"),
+        ({"seed": 1}, "other images"),
+        ({"attack": "badnets"}, "the start is backdoored itself"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(changes: dict, message: str, tmp_path: Path) -> None:
+    seed = changes.pop("seed", 0)
+    train = TrainSplit(*pixels(96, seed), ("dark", "grey", "light"))
+    build_victim(spec(**{"attack": None, **changes}), tmp_path / "clean.safetensors", (train, splits()[1]))
+    start = load_victim(tmp_path / "clean.safetensors")
+    with pytest.raises(UnbackdoorError, match=message):
+        build_victim(spec(start="clean"), tmp_path / "v.safetensors", splits(), start=start)
+
+
+@pytest.mark.parametrize("role", ["start", "surrogate"])
+def test_a_named_clean_model_must_be_given(role: str, tmp_path: Path) -> None:
+    with pytest.raises(UnbackdoorError, match=f"names a {role}"):
+        build_victim(spec(attack="l0_inv", **{role: "clean"}), tmp_path / "v.safetensors", splits())
+
+
 def test_a_trained_trigger_comes_back_with_its_networks(tmp_path: Path) -> None:
     chosen = spec(attack="input_aware", fields={"mask_epochs": 1, "width": 4}, poison_rate=0.25)
     record = build_victim(chosen, tmp_path / "v.safetensors", splits())
@@ -135,13 +185,47 @@ def test_the_named_set_is_varied_and_every_entry_can_be_made() -> None:
         resolve_arch(entry.arch, num_classes=classes, in_channels=channels, input_size=side)
         entry.label_map(classes)
         assert entry.recipe.flip is (entry.data != "gtsrb"), name
-        if entry.surrogate:
-            assert list(NAMED).index(entry.surrogate) < list(NAMED).index(name)
+        for clean in filter(None, (entry.surrogate, entry.start)):
+            assert list(NAMED).index(clean) < list(NAMED).index(name)
+        if entry.start:
+            assert (NAMED[entry.start].arch, NAMED[entry.start].data) == (entry.arch, entry.data)
+    fresh = [entry for entry in backdoored if not entry.start]
+    assert 3 * len(fresh) >= len(backdoored)
+
+
+def test_the_docs_tell_the_recorded_figures() -> None:
+    root = Path(__file__).parents[1]
+    found = {name: root / f"benchmarks/results/victims/{name}.json" for name in NAMED}
+    records = {name: read_victim_record(path) for name, path in found.items() if path.exists()}
+    assert len(records) >= 14
+    assert victims_markdown(records) in (root / "docs/victims.md").read_text(encoding="utf-8")
+
+
+def test_a_table_of_victims_tells_what_each_started_from(tmp_path: Path) -> None:
+    build_victim(spec(attack=None), tmp_path / "clean.safetensors", splits())
+    start = load_victim(tmp_path / "clean.safetensors")
+    record = build_victim(spec(start="clean"), tmp_path / "v.safetensors", splits(), start=start)
+    row = victim_row("v", record)
+    figures = tuple(f"{100 * record['metrics'][key]:.1f} %" for key in ("acc", "asr", "ra"))
+    assert row[:5] == ("v", "badnets", "all-to-one", "10.4 %", "+ 1") and row[6:] == figures
+    clean = victim_row("clean", start.record)
+    assert clean[:5] == ("clean", "none", "", "", "1") and clean[7:] == ("", "")
+    assert len(row) == len(clean) == len(HEADS)
+
+
+def test_the_benchmarks_name_the_same_victims() -> None:
+    file = Path(__file__).parents[1] / "benchmarks/victims/zoo.toml"
+    listed = tomllib.loads(file.read_text(encoding="utf-8"))["victim"]
+    expected = [
+        {"name": name, "checkpoint": f"{{zoo}}/{name}.safetensors", "data": entry.data}
+        for name, entry in NAMED.items()
+    ]
+    assert listed == expected
 
 
 @pytest.fixture
 def tiny_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Replace the named set by two tiny victims on an ``.npz``, and return the folder that they go to."""
+    """Replace the named set by three tiny victims on an ``.npz``, and return the folder that they go to."""
     path = tmp_path / "tiny.npz"
     (x, y), (a, b) = pixels(96, 0), pixels(30, 1)
     np.savez(path, x_train=x, y_train=y, x_test=a, y_test=b)
@@ -151,15 +235,18 @@ def tiny_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setitem(
         NAMED, "l0", spec(data=str(path), attack="l0_inv", fields={"steps": 2}, surrogate="clean")
     )
+    monkeypatch.setitem(NAMED, "started", spec(data=str(path), start="clean"))
     return tmp_path / "zoo"
 
 
 def test_the_set_is_built_once_surrogates_first(tiny_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record, built = build_named("l0", tiny_set)
     assert built and record["surrogate"] == read_victim_record(tiny_set / "clean.safetensors")["sha256"]
+    started, _ = build_named("started", tiny_set)
+    assert started["start"] == record["surrogate"] and started["surrogate"] is None
     monkeypatch.setattr(building, "build_victim", None)
     assert build_named("l0", tiny_set) == (record, False)
-    with pytest.raises(UnbackdoorError, match="clean, l0"):
+    with pytest.raises(UnbackdoorError, match="clean, l0, started"):
         build_named("l1", tiny_set)
 
 
@@ -173,6 +260,8 @@ def test_zoo_commands(tiny_set: Path, tmp_path: Path) -> None:
     assert read_victim_record(records / "clean.json")["name"] == "clean"
     listed = runner.invoke(app, ["zoo", "list", "--out", str(tiny_set)], terminal_width=200)
     assert listed.exit_code == 0 and "clean" in listed.output and "not built" in listed.output
+    table = runner.invoke(app, ["zoo", "list", "--out", str(tiny_set), "--markdown"])
+    assert table.exit_code == 0 and "| clean | none |" in table.output and "not built" not in table.output
 
 
 def test_attack_command(tiny_set: Path, tmp_path: Path) -> None:
@@ -187,6 +276,21 @@ def test_attack_command(tiny_set: Path, tmp_path: Path) -> None:
     record = read_victim_record(out)
     assert record["attack"]["fields"]["opacity"] == 0.5 and record["attack"]["num_poisoned"] == 24
     assert record["recipe"]["epochs"] == 1 and "ASR" in done.output
+
+
+def test_attack_command_starts_from_a_clean_model(tiny_set: Path, tmp_path: Path) -> None:
+    clean, out = tmp_path / "clean.safetensors", tmp_path / "made.safetensors"
+    common = ["attack", "--data", str(tmp_path / "tiny.npz"), "--arch", "wrn_16_1", "--device", "cpu"]
+    short = ["--epochs", "1", "--recipe", "dropout=0.0"]
+    runs = [
+        ["--attack", "none", "--out", str(clean)],
+        ["--attack", "blend", "--start", str(clean), "--out", str(out)],
+    ]
+    for options in runs:
+        done = CliRunner().invoke(app, [*common, *short, *options])
+        assert done.exit_code == 0, done.output
+    record = read_victim_record(out)
+    assert record["start"] == read_victim_record(clean)["sha256"] and record["recipe"]["dropout"] == 0.0
 
 
 @pytest.mark.parametrize(

@@ -150,10 +150,13 @@ def _trigger_optimizer(feed: Feed) -> torch.optim.Optimizer | None:
 
 
 def _fingerprint(model: nn.Module, feed: Feed, poisoning: Poisoning | None, recipe: Recipe, seed: int) -> str:
-    """Return a hash of what decides the result, the network's fresh weights and the fed images included."""
-    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    """Return a hash of what decides the result, the network's first weights and the fed images included."""
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    shapes = {name: list(tensor.shape) for name, tensor in state.items()}
     spec = None if poisoning is None else poisoning.spec()
     digest = hashlib.sha256(json.dumps([shapes, spec, recipe.fields(), seed], default=str).encode())
+    for tensor in state.values():
+        digest.update(tensor.numpy().tobytes())
     digest.update(feed.images.cpu().numpy().tobytes())
     digest.update(feed.labels.cpu().numpy().tobytes())
     return digest.hexdigest()

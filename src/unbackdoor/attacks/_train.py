@@ -12,7 +12,7 @@ from torch import nn
 
 from unbackdoor.attacks._feed import TrainedFeed, make_feed
 from unbackdoor.attacks._poison import Poisoning
-from unbackdoor.attacks._recipe import Recipe
+from unbackdoor.attacks._recipe import Recipe, dropout_set
 from unbackdoor.attacks._run import Run
 from unbackdoor.data import TrainSplit
 from unbackdoor.methods import Progress
@@ -59,7 +59,7 @@ def train_victim(
     files, the trainer augments them. A patch is shifted and mirrored together with its image.
 
     Args:
-        model: a network with fresh weights, on the device to train on.
+        model: a network on the device to train on, with fresh weights or those that training starts from.
         train_split: the training images; not changed.
         poisoning: trigger, labels and rate; ``None`` trains a clean model.
         recipe: how to train; ``None`` for ``Recipe()``.
@@ -83,10 +83,11 @@ def train_victim(
         run = Run(model, make_feed(train_split, poisoning, device, seed), poisoning, recipe, seed, progress)
         if resume_path is not None:
             run.restore(Path(resume_path))
-        while run.epoch < recipe.epochs:
-            run.train_epoch()
-            if resume_path is not None:
-                run.save(Path(resume_path))
+        with dropout_set(model, recipe.dropout):
+            while run.epoch < recipe.epochs:
+                run.train_epoch()
+                if resume_path is not None:
+                    run.save(Path(resume_path))
     model.to(memory_format=torch.contiguous_format).eval().requires_grad_(True)
     return _result(run, poisoning)
 

@@ -14,7 +14,6 @@ from unbackdoor.attacks import ATTACKS
 from unbackdoor.cli import _open, _options, _show
 from unbackdoor.data import NAMES, load
 from unbackdoor.victims import (
-    SavedVictim,
     VictimSpec,
     build_victim,
     check_suffix,
@@ -78,6 +77,10 @@ def command(
             help="Clean model (made with --attack none) that triggers are optimised on, where they are."
         ),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Clean model of the same network and data that training starts from."),
+    ] = None,
     adversarial_eps: Annotated[
         float | None,
         typer.Option(
@@ -120,15 +123,22 @@ def command(
         arch=arch,
         attack=None if attack == NONE else attack,
         recipe=_recipe(data, _options.fields(recipe or []) | {"epochs": epochs}),
+        start=None if start is None else str(start),
         seed=seed,
         **_given(attack, poisoning),
     )
-    clean: SavedVictim | None = None if surrogate is None else load_victim(surrogate)
+    clean, first = (None if path is None else load_victim(path) for path in (surrogate, start))
     splits = load(data, data_root, resize=resize)
     try:
         with _show.progress_bar(out.stem) as listen:
             record = build_victim(
-                spec, out, splits, surrogate=clean, device=_open.pick_device(device), progress=listen
+                spec,
+                out,
+                splits,
+                surrogate=clean,
+                start=first,
+                device=_open.pick_device(device),
+                progress=listen,
             )
     except KeyboardInterrupt:
         _show.note("stopped; the same command goes on from the last whole epoch")

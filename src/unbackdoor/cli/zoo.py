@@ -13,7 +13,18 @@ from rich.table import Table
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor.bench.places import find_root
 from unbackdoor.cli import _open, _options, _show
-from unbackdoor.victims import NAMED, build_named, named_spec, read_victim_record, record_path, zoo_folder
+from unbackdoor.victims import (
+    HEADS,
+    NAMED,
+    TEXT_COLUMNS,
+    build_named,
+    named_spec,
+    read_victim_record,
+    record_path,
+    victim_row,
+    victims_markdown,
+    zoo_folder,
+)
 
 RECORDS = Path("benchmarks/results/victims")
 
@@ -63,17 +74,23 @@ def build(
 
 
 @app.command("list")
-def list_(out: Folder = None) -> None:
+def list_(
+    out: Folder = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print those that are built as a Markdown table.")
+    ] = False,
+) -> None:
     """List the named set: what each victim is, and ACC and ASR from its record."""
     found = _records((out or zoo_folder(), find_root(Path.cwd()) / RECORDS))
-    table = Table(
-        "victim", "attack", "labels", "poisoned", "ACC", "ASR", "RA", title="Victims", title_justify="left"
-    )
+    if markdown:
+        typer.echo(victims_markdown(found))
+        return
+    table = Table(*HEADS, title="Victims", title_justify="left")
     table.columns[0].no_wrap = True
-    for column in table.columns[3:]:
+    for column in table.columns[TEXT_COLUMNS:]:
         column.justify = "right"
     for name in [*NAMED, *sorted(set(found) - set(NAMED))]:
-        table.add_row(name, *(_row(found[name]) if name in found else _unbuilt(name)))
+        table.add_row(*(victim_row(name, found[name]) if name in found else _unbuilt(name)))
     _show.console.print(table)
     missing = [name for name in NAMED if name not in found]
     if missing:
@@ -81,30 +98,18 @@ def list_(out: Folder = None) -> None:
 
 
 def _records(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Return the victims' records by name; the first folder that has one counts."""
+    """Return the victims' records by name, in the named set's order; the first folder that has one counts."""
     found: dict[str, dict[str, Any]] = {}
     for file in (file for folder in folders for file in sorted(folder.glob("*.json"))):
         try:
             found.setdefault(file.stem, read_victim_record(file))
         except UnbackdoorError as error:
             _show.warn(str(error))
-    return found
-
-
-def _row(record: dict[str, Any]) -> tuple[str, ...]:
-    attack, metrics = record["attack"], record["metrics"]
-    if attack is None:
-        return "none", "", "", _show.percent(metrics["acc"]), "", ""
-    figures = (_show.percent(metrics[name]) for name in ("acc", "asr", "ra"))
-    return attack["name"], _labels(attack), f"{attack['num_poisoned']:,}", *figures
-
-
-def _labels(attack: dict[str, Any]) -> str:
-    return "clean-label" if attack["clean_label"] else attack["label_map"]["name"]
+    return {name: found[name] for name in [*NAMED, *sorted(set(found) - set(NAMED))] if name in found}
 
 
 def _unbuilt(name: str) -> tuple[str, ...]:
-    return NAMED[name].attack or "none", "not built", "", "", "", ""
+    return name, NAMED[name].attack or "none", "not built"
 
 
 def _figures(record: dict[str, Any]) -> str:

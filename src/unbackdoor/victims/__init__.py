@@ -8,9 +8,12 @@ from unbackdoor.victims._load import SavedVictim, load_victim, read_victim_recor
 from unbackdoor.victims._named import NAMED
 from unbackdoor.victims._record import check_suffix, record_path, save_victim
 from unbackdoor.victims._spec import VictimSpec, default_recipe
+from unbackdoor.victims._table import HEADS, TEXT_COLUMNS, victim_row, victims_markdown
 
 __all__ = [
+    "HEADS",
     "NAMED",
+    "TEXT_COLUMNS",
     "Architecture",
     "SavedVictim",
     "VictimSpec",
@@ -23,5 +26,7 @@ __all__ = [
     "read_victim_record",
     "record_path",
     "save_victim",
+    "victim_row",
+    "victims_markdown",
     "zoo_folder",
 ]

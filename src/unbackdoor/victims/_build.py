@@ -31,6 +31,7 @@ def build_victim(
     splits: Splits,
     *,
     surrogate: SavedVictim | None = None,
+    start: SavedVictim | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
@@ -43,28 +44,35 @@ def build_victim(
         out: checkpoint to write, ``.safetensors`` or ``.pth``; the record goes beside it as ``.json``.
         splits: what ``data.load(spec.data)`` returned.
         surrogate: the clean model that ``spec.surrogate`` names.
+        start: the clean model that ``spec.start`` names.
         device: where to train.
         progress: called with a ``Progress`` at every step.
 
     Raises:
-        UnbackdoorError: nothing can be written there, or the specification does not fit the data.
+        UnbackdoorError: nothing can be written there, the specification does not fit the data, or a model
+            that it names is not given, is backdoored, or (``start``) is of another network or other data.
     """
     out = check_writable(check_suffix(out))
     train, test = splits
     architecture = Architecture.for_split(spec.arch, train)
-    model = architecture.build(spec.seed).to(device)
-    clean = None if surrogate is None else _checked(surrogate).model.to(device)
+    model = architecture.build(spec.seed)
+    clean = _checked("surrogate", spec.surrogate, surrogate)
+    first = _checked("start", spec.start, start)
+    if first is not None:
+        _check_same(first, architecture, train)
+        model.load_state_dict(first.model.state_dict())
+    model.to(device)
     state = out.with_name(f".{out.stem}.state")
     victim = train_victim(
         model,
         train,
-        spec.poisoning(train, clean),
+        spec.poisoning(train, None if clean is None else clean.model.to(device)),
         spec.recipe,
         seed=spec.seed,
         progress=progress,
         resume_path=state,
     )
-    extra = {"spec": spec.to_dict(), "surrogate": None if surrogate is None else surrogate.record["sha256"]}
+    extra = {"spec": spec.to_dict(), "surrogate": _hash(clean), "start": _hash(first)}
     record = save_victim(out, victim, architecture, train, test, spec.data, extra)
     state.unlink(missing_ok=True)
     return record
@@ -78,7 +86,7 @@ def build_named(
     device: torch.device | str = "cpu",
     progress: Callable[[Progress], None] | None = None,
 ) -> tuple[dict[str, Any], bool]:
-    """Build one victim of the named set in ``folder``, its surrogate first, unless it is there already.
+    """Build one victim of the named set in ``folder``, the clean models it needs first, unless it is there.
 
     Returns:
         Its record, and whether it was built now.
@@ -90,13 +98,13 @@ def build_named(
     out.parent.mkdir(parents=True, exist_ok=True)
     if is_built(out, spec):
         return read_victim_record(out), False
-    surrogate = None
-    if spec.surrogate is not None:
-        build_named(spec.surrogate, folder, data_root=data_root, device=device, progress=progress)
-        surrogate = load_victim(out.with_name(f"{spec.surrogate}.safetensors"))
+    clean: dict[str, SavedVictim] = {}
+    for role, other in (("surrogate", spec.surrogate), ("start", spec.start)):
+        if other is not None:
+            build_named(other, folder, data_root=data_root, device=device, progress=progress)
+            clean[role] = load_victim(out.with_name(f"{other}.safetensors"))
     splits = load(spec.data, data_root, resize=spec.resize)
-    record = build_victim(spec, out, splits, surrogate=surrogate, device=device, progress=progress)
-    return record, True
+    return build_victim(spec, out, splits, **clean, device=device, progress=progress), True
 
 
 def named_spec(name: str) -> VictimSpec:
@@ -118,11 +126,39 @@ def zoo_folder() -> Path:
     return locate("{zoo}", find_root(Path.cwd()))
 
 
-def _checked(surrogate: SavedVictim) -> SavedVictim:
-    if surrogate.record["attack"] is not None:
+def _checked(role: str, named: str | None, given: SavedVictim | None) -> SavedVictim | None:
+    """Return the clean model that the specification names in this role, ``None`` where it names none."""
+    if (named is None) != (given is None):
         raise UnbackdoorError(
-            "the surrogate is backdoored itself",
-            value=f"{surrogate.record['name']}, attack {surrogate.record['attack']['name']}",
+            f"the specification names a {role} and none is given, or the other way round",
+            value=f"spec.{role}={named!r}, {role}={None if given is None else given.record['name']!r}",
+            fix=f"build_victim(spec, out, splits, {role}=load_victim(...)), with spec.{role} set",
+        )
+    if given is not None and given.record["attack"] is not None:
+        raise UnbackdoorError(
+            f"the {role} is backdoored itself",
+            value=f"{given.record['name']}, attack {given.record['attack']['name']}",
             fix="give a clean model: unbackdoor attack --attack none",
         )
-    return surrogate
+    return given
+
+
+def _check_same(start: SavedVictim, architecture: Architecture, train: TrainSplit) -> None:
+    """Refuse to start from another network, or from one that was trained on other images."""
+    theirs, ours = start.record["architecture"], dict(vars(architecture))
+    if theirs != ours:
+        raise UnbackdoorError(
+            "the start is another network than the victim",
+            value=f"{theirs} for {ours}",
+            fix=f"--arch {theirs['name']}",
+        )
+    if start.record["data"]["train_sha256"] != train.content_hash():
+        raise UnbackdoorError(
+            "the start was trained on other images than the victim's",
+            value=f"{start.record['name']}: {start.record['data']['name']}",
+            fix="train a clean model on the same data: unbackdoor attack --attack none",
+        )
+
+
+def _hash(clean: SavedVictim | None) -> str | None:
+    return None if clean is None else clean.record["sha256"]

@@ -42,6 +42,8 @@ class VictimSpec:
         adversarial_steps: its steps.
         surrogate: the clean victim that triggers and perturbations are optimised on: a name of the named
             set, or the path of a checkpoint with its record; ``None`` for none.
+        start: the clean victim of the same network and data whose weights training starts from, named as
+            ``surrogate`` is: an attacker who poisons a model that was downloaded. ``None``: fresh weights.
         recipe: how to train.
         seed: of everything.
     """
@@ -60,6 +62,7 @@ class VictimSpec:
     adversarial_eps: float | None = None
     adversarial_steps: int = 20
     surrogate: str | None = None
+    start: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     seed: int = 0
 
