@@ -72,14 +72,14 @@ def test_hooks_go_when_the_forward_pass_fails() -> None:
 
 def test_solve_minimises_the_stated_objective() -> None:
     torch.manual_seed(0)
-    method = Restore(ridge=0.3, trigger_weight=0.7)
+    method = Restore(ridge=0.3, trigger_weight=0.7, noise_weight=0.4)
     weight = torch.randn(3, 5, dtype=torch.float64)
-    before = [torch.randn(20, 5, dtype=torch.float64) for _ in range(3)]
-    now = [torch.randn(20, 5, dtype=torch.float64) for _ in range(2)]
+    before = [torch.randn(20, 5, dtype=torch.float64) for _ in range(4)]
+    now = [torch.randn(20, 5, dtype=torch.float64) for _ in range(3)]
 
     def objective(change: torch.Tensor) -> torch.Tensor:
-        new, (clean, benign, strong) = weight + change, before
-        fit = [(now[0], clean, 1.0), (strong, benign, 0.35), (now[1], benign, 0.35)]
+        new, (clean, benign, strong, calm) = weight + change, before
+        fit = [(now[0], clean, 1.0), (strong, benign, 0.35), (now[1], benign, 0.35), (now[2], calm, 0.4)]
         loss = sum(w * (x @ new.T - y @ weight.T).square().sum() / len(x) for x, y, w in fit)
         return loss + 0.3 * now[0].square().mean() * change.square().sum()
 
@@ -89,7 +89,7 @@ def test_solve_minimises_the_stated_objective() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"depth": 0.0}, {"strong_steps": 0}, {"ridge": -1.0}, {"success_limit": 2.0}]
+    "field", [{"num_layers": 0}, {"escalation": 0.5}, {"noise": 2.0}, {"strong_steps": 0}, {"ridge": -1.0}, {"success_limit": 2.0}]
 )
 def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None:
     with pytest.raises(UnbackdoorError, match=next(iter(field))):
@@ -166,7 +166,7 @@ def test_a_planted_backdoor_is_named_and_erased_from_one_image_a_class(victim) -
 
 def test_only_late_layers_change(victim) -> None:
     model, *_ = victim
-    result = purify(model, *toy(1, 777), method=Restore(search_steps=60), seed=0)
+    result = purify(model, *toy(1, 777), method=Restore(search_steps=60, num_layers=1), seed=0)
     changed = {layer.name for layer in result.report.layers if layer.changed}
     assert changed == {f"{result.report.details['restored_layers'][0]}.{part}" for part in ("weight", "bias")}
 

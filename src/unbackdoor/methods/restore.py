@@ -12,7 +12,7 @@ its clean answer, in closed form. The package's default.
             b  = its inputs for the images of t₀ without the trigger, in f
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
-        stop when the triggers found afresh on f' no longer move the images
+        stop when the triggers found afresh on f' no longer move the images; else κ ← 3κ
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
@@ -28,6 +28,8 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
 * Rows with noise answer as without it. A trigger that covers the whole image disturbs it beside naming a
   target, and a network that no longer obeys it still misses the true label; noise stands in for the part of
   the attacker's pattern that no search can find, and it lies on the way of many a whole-image trigger.
+* κ grows only while fresh triggers still work: what a warp changes is small beside the activations of a
+  patch, and the weight that removes it would cost accuracy elsewhere.
 * The clean term compares with f, not with f', so later layers make good what earlier ones lost.
 
 References:
@@ -38,7 +40,7 @@ References:
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -63,10 +65,11 @@ class Restore(Method):
         strong_count: strong triggers per finding and round.
         rounds: R, most rounds of recovery and restoration.
         success_limit: a round is the last once fresh triggers move at most this share of the images.
-        depth: share of the layers, counted from the output, that are restored, in (0, 1].
+        num_layers: so many of the layers, counted from the output, are restored.
         num_images: augmented images that the rows are taken from, for each term.
         rows_per_image: positions cut out of each image in a convolution's input.
-        trigger_weight: κ, weight of the triggered rows against the clean ones.
+        trigger_weight: κ, weight of the triggered rows against the clean ones, in the first round.
+        escalation: what κ is multiplied by from round to round, at least 1.
         noise_weight: ν, the same of the rows with noise; noise: its largest standard deviation, in [0, 1].
         ridge: ρ, relative to σ², the mean square of the clean rows.
 
@@ -82,12 +85,13 @@ class Restore(Method):
     search_batch: int = 5
     strong_steps: int = 30
     strong_count: int = 8
-    rounds: int = 2
-    success_limit: float = 0.5
-    depth: float = 0.4
+    rounds: int = 3
+    success_limit: float = 0.4
+    num_layers: int = 5
     num_images: int = 256
     rows_per_image: int = 16
     trigger_weight: float = 0.2
+    escalation: float = 3.0
     noise_weight: float = 0.1
     noise: float = 0.07
     ridge: float = 4.0
@@ -95,13 +99,12 @@ class Restore(Method):
     def __post_init__(self) -> None:
         known = self.fields()
         whole = ("search_steps", "search_batch", "strong_steps", "strong_count", "rounds")
-        for name in (*whole, "num_images", "rows_per_image"):
+        for name in (*whole, "num_layers", "num_images", "rows_per_image", "escalation"):
             require(known[name] >= 1, f"{name} must be at least 1", known[name], "1 or more")
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
         for name in ("noise_weight", "noise"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
-        require(0 < self.depth <= 1, "depth must lie in (0, 1]", self.depth, "0.4")
         require(0 <= self.success_limit <= 1, "success_limit must lie in [0, 1]", self.success_limit, "0.5")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
@@ -126,7 +129,7 @@ class Restore(Method):
     def late_layers(self, model: nn.Module, clean: CleanImages) -> list[str]:
         """Return the names of the layers to restore, in the order the network runs them."""
         names = list(restorable_layers(model, clean.images))
-        return names[len(names) - max(1, round(self.depth * len(names))) :] if names else []
+        return names[-self.num_layers :]
 
     def erase(
         self,
@@ -148,7 +151,8 @@ class Restore(Method):
                 break
             pool += fresh
             model.load_state_dict(original.state_dict())
-            self.restore(model, original, layers, clean, pool, session.generator)
+            stronger = replace(self, trigger_weight=self.trigger_weight * self.escalation**number)
+            stronger.restore(model, original, layers, clean, pool, session.generator)
         return told
 
     def recover(

@@ -1,0 +1,104 @@
+"""Trigger recovery: what recovered triggers do to images, the goals, and the verdict on given sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unbackdoor._clean import CleanImages
+from unbackdoor.recover import Additive, Displacement, Minimal, Overlay, Patch, Warp, apply_random, strengthen
+from unbackdoor.recover._search import minimal_triggers, wanted_labels
+from unbackdoor.recover._verdict import _all_to_all, _apart
+
+SHAPE = (3, 8, 8)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_still_warp_changes_nothing_and_a_shift_moves_pixels() -> None:
+    images = torch.rand(2, *SHAPE, generator=generator())
+    still = Displacement(torch.zeros(1, 2, 4, 4)).apply(images)[0]
+    torch.testing.assert_close(still, images)
+    flow = torch.zeros(1, 2, 4, 4)
+    flow[:, 1] = 2.0
+    moved = Displacement(flow).apply(images)[0]
+    torch.testing.assert_close(moved[:, :, :-2], images[:, :, 2:], atol=1e-5, rtol=0)
+
+
+def test_a_random_trigger_of_the_pool_is_put_on_every_image() -> None:
+    images = torch.zeros(200, 1, 2, 2)
+    colours = torch.tensor([0.2, 0.4, 0.6]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    stacks = [Overlay(torch.zeros_like(c), c) for c in (colours[:2], colours[2:])]
+    values = apply_random(stacks, images, generator())
+    assert values.flatten(1).std(dim=1).max() == 0
+    assert sorted({round(v, 1) for v in values.flatten().tolist()}) == [0.2, 0.4, 0.6]
+
+
+@pytest.mark.parametrize("family", [Additive(), Warp()], ids=lambda family: family.name)
+def test_strong_triggers_stay_in_the_ball(family: Additive | Warp) -> None:
+    small = family.start(1, SHAPE, generator())
+    place = family.place(small)
+    torch.testing.assert_close(place, family.growth * family.size(small)[0])
+    params = family.start_at(place, 4, SHAPE, generator())
+    family.project_(place, [params[0].mul_(100)])
+    torch.testing.assert_close(family.size(params), place.expand(4))
+
+
+def test_goals_beyond_the_classes_want_the_next_class() -> None:
+    labels = torch.tensor([0, 1, 2])
+    assert wanted_labels(torch.tensor([2, 3]), labels, 3).tolist() == [[2, 2, 2], [1, 2, 0]]
+
+
+class Shifter(torch.nn.Module):
+    """Answers the class written into the first pixel; with a bright last pixel, the class after it."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        own = torch.eye(5)[(images[:, 0, 0, 0] * 10).round().long() % 5]
+        bright = images[:, :, -1, -1].mean(1)[:, None]
+        return 4 * (own * (1 - bright) + own.roll(1, dims=1) * bright)
+
+
+def test_an_all_to_all_trigger_is_found_and_strengthened() -> None:
+    images = torch.zeros(5, *SHAPE)
+    images[:, 0] = torch.arange(5).view(5, 1, 1) / 10
+    clean = CleanImages(images, torch.arange(5), 5)
+    sizes = {"steps": 60, "batch": 5}
+    found = minimal_triggers(Shifter(), clean, Patch(), torch.tensor([5]), generator(), enough=0.4, **sizes)
+    assert found.success.item() > 0.1
+    mask = found.params[0][0, 0].sigmoid()
+    assert mask.argmax().item() == 63
+    place = Patch().place(found.params)
+    triggers, margins, _ = strengthen(Shifter(), clean, Patch(), place, 5, generator(), count=2, **sizes)
+    assert len(triggers) == 2 and margins.min() > 1
+
+
+def minimal(goals: list[int], sizes: list[float], success: float = 0.9) -> Minimal:
+    figures = torch.tensor(sizes), torch.full((len(sizes),), success), torch.ones(len(sizes))
+    return Minimal(torch.tensor(goals), *figures, Patch().start(len(sizes), SHAPE, generator()))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "success", "targets"),
+    [
+        ([9.0, 2.0, 10.0, 11.0, 12.0], 0.9, [1]),
+        ([9.0, 2.0, 10.0, 11.0, 12.0], 0.2, []),
+        ([9.0, 8.0, 10.0, 11.0, 12.0], 0.9, []),
+        ([2.0, 2.2, 10.0, 11.0, 12.0], 0.9, [0, 1]),
+    ],
+    ids=["one stands apart", "it does not work", "none stands apart", "two targets"],
+)
+def test_classes_that_stand_apart(sizes: list[float], success: float, targets: list[int]) -> None:
+    found = _apart(minimal([0, 1, 2, 3, 4], sizes, success), Patch(), 5)
+    assert [finding.target for finding in found] == targets
+
+
+@pytest.mark.parametrize(("size", "success", "found"), [(3.0, 0.4, True), (20.0, 0.4, False), (3.0, 0.1, False)])
+def test_all_to_all_must_be_no_larger_than_the_median_class(size: float, success: float, found: bool) -> None:
+    classes = minimal([0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0])
+    findings = _all_to_all(minimal([5], [size], success), classes, Patch())
+    assert bool(findings) is found
+    if found:
+        assert findings[0].target is None and findings[0].all_to_all
+        assert findings[0].sentence().startswith("every class to the next one (patch trigger of size 3.00")
