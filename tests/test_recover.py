@@ -95,7 +95,7 @@ def test_classes_that_stand_apart(sizes: list[float], success: float, targets: l
 
 
 @pytest.mark.parametrize(("size", "success", "found"), [(3.0, 0.4, True), (20.0, 0.4, False), (3.0, 0.1, False)])
-def test_all_to_all_must_be_no_larger_than_the_median_class(size: float, success: float, found: bool) -> None:
+def test_all_to_all_must_be_hardly_larger_than_the_median_class(size: float, success: float, found: bool) -> None:
     classes = minimal([0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0])
     findings = _all_to_all(minimal([5], [size], success), classes, Patch())
     assert bool(findings) is found

@@ -13,6 +13,7 @@ its clean answer, in closed form. The package's default.
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when the triggers found afresh on f' no longer move the images; else κ ← 3κ
+        if f' agrees with f on too few clean images: back to the f' before, and stop
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
@@ -65,6 +66,8 @@ class Restore(Method):
         strong_count: strong triggers per finding and round.
         rounds: R, most rounds of recovery and restoration.
         success_limit: a round is the last once fresh triggers move at most this share of the images.
+        agreement_limit: a later round that agrees with the original on a smaller share of varied clean images
+            is taken back, in [0, 1].
         num_layers: so many of the layers, counted from the output, are restored.
         num_images: augmented images that the rows are taken from, for each term.
         rows_per_image: positions cut out of each image in a convolution's input.
@@ -87,12 +90,13 @@ class Restore(Method):
     strong_count: int = 8
     rounds: int = 3
     success_limit: float = 0.4
+    agreement_limit: float = 0.88
     num_layers: int = 5
-    num_images: int = 256
-    rows_per_image: int = 16
+    num_images: int = 512
+    rows_per_image: int = 8
     trigger_weight: float = 0.2
     escalation: float = 3.0
-    noise_weight: float = 0.1
+    noise_weight: float = 0.05
     noise: float = 0.07
     ridge: float = 4.0
 
@@ -103,9 +107,8 @@ class Restore(Method):
             require(known[name] >= 1, f"{name} must be at least 1", known[name], "1 or more")
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
-        for name in ("noise_weight", "noise"):
+        for name in ("noise_weight", "noise", "success_limit", "agreement_limit"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
-        require(0 <= self.success_limit <= 1, "success_limit must lie in [0, 1]", self.success_limit, "0.5")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
         model.eval().requires_grad_(False)
@@ -143,12 +146,18 @@ class Restore(Method):
         """Alternate recovery and restoration until fresh triggers fail; returns one entry a round."""
         pool: list[Recovered] = []
         told: list[dict[str, Any]] = []
+        probes = varied(clean, self.num_images, session.generator)
         for number in range(self.rounds + 1):
             session.tell("erase", number + 1, self.rounds + 1)
             fresh, margin, success = self.recover(model, clean, findings, session)
-            told.append({"margin": margin, "success": success})
+            share = agreement(model, original, probes)
+            told.append({"margin": margin, "success": success, "agreement": share})
+            if number > 1 and share < self.agreement_limit:
+                model.load_state_dict(previous)
+                return told[:-1]
             if number == self.rounds or (number and success <= self.success_limit):
                 break
+            previous = copy.deepcopy(model.state_dict())
             pool += fresh
             model.load_state_dict(original.state_dict())
             stronger = replace(self, trigger_weight=self.trigger_weight * self.escalation**number)
@@ -211,6 +220,12 @@ class Restore(Method):
         system = gram.double() + (self.ridge * power + 1e-12) * torch.eye(len(gram)).to(gram.device)
         factor = torch.linalg.cholesky(system)
         return torch.cholesky_solve(wanted.double(), factor).T.to(weight)
+
+
+@torch.no_grad()
+def agreement(model: nn.Module, original: nn.Module, images: Tensor) -> float:
+    """Return the share of images (N, C, H, W) that both networks give the same class."""
+    return (model(images).argmax(1) == original(images).argmax(1)).float().mean().item()
 
 
 def varied(clean: CleanImages, count: int, generator: torch.Generator) -> Tensor:

@@ -31,8 +31,10 @@ SHIFT_STEPS, SHIFT_BATCH = 2, 2.4
 """All-to-all is one goal, and a hard one: times the steps and the batch of a class."""
 LEAST_CLASSES = 4
 MOST_TARGETS = 3
+ALIKE = 1.3
+"""Several targets are about as easy as each other: no larger than this times the smallest."""
 FINALISTS = 10
-HEAT = 0.3
+HEAT = 0.2
 """Share of the steps after which the finalists are picked."""
 
 
@@ -122,7 +124,8 @@ def examine(
         tell: called with (families done, families in all).
 
     Returns:
-        The verdict. With fewer than four classes there is nothing to stand apart from: no finding.
+        The verdict. A class that stands apart rules out all-to-all. With fewer than four classes there is
+        nothing to stand apart from: no finding.
 
     References:
         Wang et al., *Neural Cleanse*, S&P 2019. Differs: a gap to the next class beside the ratio to the
@@ -136,9 +139,10 @@ def examine(
         shift = _shift(model, clean, family, generator, steps, batch)
         found = zip(minimal.goals.tolist() + shift.goals.tolist(), [*minimal.sizes, *shift.sizes], strict=True)
         sizes[family.name] = {goal: size.item() for goal, size in found}
-        findings += _all_to_all(shift, minimal, family) or _apart(minimal, family, clean.num_classes)
+        findings += _all_to_all(shift, minimal, family) + _apart(minimal, family, clean.num_classes)
         tell(done, len(families))
-    return Verdict(tuple(findings), sizes)
+    single = [finding for finding in findings if not finding.all_to_all]
+    return Verdict(tuple(single or findings), sizes)
 
 
 def _tournament(
@@ -166,13 +170,15 @@ def _shift(
 
 
 def _all_to_all(shift: Minimal, classes: Minimal, family: Family) -> list[Finding]:
-    """Return the finding "all-to-all" if a trigger for it is no larger than one for the median class.
+    """Return the finding "all-to-all" if a trigger for it is hardly larger than one for the median class.
 
-    By nature it takes about twice as much with ten classes, and ten times as much with 43.
+    Clean networks need about twice as much with ten classes and ten times as much with 43, so what counts as
+    hardly larger grows with the number of classes: 0.6 times the median with ten, twice with 43.
     """
-    median = classes.sizes.median().item()
-    easy = shift.success.item() >= SHIFTED / 2 and shift.sizes.item() <= median
-    enough_classes = int(shift.goals) >= LEAST_CLASSES
+    median, num_classes = classes.sizes.median().item(), int(shift.goals)
+    limit = GAP * median * (num_classes / 10) ** 0.75
+    easy = shift.success.item() >= 0.75 * SHIFTED and shift.sizes.item() <= limit
+    enough_classes = num_classes >= LEAST_CLASSES
     return [_finding(shift, 0, family, median, True)] if easy and enough_classes else []
 
 
@@ -187,14 +193,17 @@ def _apart(minimal: Minimal, family: Family, num_classes: int) -> list[Finding]:
 
 
 def _first_gap(sizes: torch.Tensor, reached: torch.Tensor, limit: float) -> list[int]:
-    """Return the rows before the first gap among the smallest, if all are reached and within ``limit``."""
+    """Return the rows before the first gap among the smallest, those that are much like the smallest.
+
+    All before the gap must be reached and within ``limit``.
+    """
     order = sizes.argsort().tolist()
     for last in range(min(MOST_TARGETS, len(order) - 1)):
         size = sizes[order[last]].item()
         if size > limit or not reached[order[last]]:
             return []
         if size <= GAP * sizes[order[last + 1]].item():
-            return order[: last + 1]
+            return [row for row in order[: last + 1] if sizes[row] <= ALIKE * sizes[order[0]]]
     return []
 
 
