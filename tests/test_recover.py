@@ -6,9 +6,19 @@ import pytest
 import torch
 
 from unbackdoor._clean import CleanImages
-from unbackdoor.recover import Additive, Displacement, Minimal, Overlay, Patch, Warp, apply_random, strengthen
+from unbackdoor.recover import (
+    Additive,
+    Displacement,
+    Minimal,
+    Overlay,
+    Patch,
+    Warp,
+    _verdict,
+    apply_random,
+    strengthen,
+)
 from unbackdoor.recover._search import minimal_triggers, wanted_labels
-from unbackdoor.recover._verdict import _all_to_all, _apart
+from unbackdoor.recover._verdict import Verdict, _all_to_all, _apart, examine
 
 SHAPE = (3, 8, 8)
 
@@ -94,11 +104,25 @@ def test_classes_that_stand_apart(sizes: list[float], success: float, targets: l
     assert [finding.target for finding in found] == targets
 
 
-@pytest.mark.parametrize(("size", "success", "found"), [(3.0, 0.4, True), (20.0, 0.4, False), (3.0, 0.1, False)])
-def test_all_to_all_must_be_hardly_larger_than_the_median_class(size: float, success: float, found: bool) -> None:
+@pytest.mark.parametrize(
+    ("size", "success", "found"), [(3.0, 0.4, True), (20.0, 0.4, False), (3.0, 0.1, False)]
+)
+def test_all_to_all_must_be_hardly_larger_than_the_median_class(
+    size: float, success: float, found: bool
+) -> None:
     classes = minimal([0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0])
     findings = _all_to_all(minimal([5], [size], success), classes, Patch())
     assert bool(findings) is found
     if found:
         assert findings[0].target is None and findings[0].all_to_all
         assert findings[0].sentence().startswith("every class to the next one (patch trigger of size 3.00")
+
+
+def test_where_nothing_is_found_all_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = Verdict((), {})
+    found = Verdict(tuple(_apart(minimal([0, 1, 2, 3, 4], [9.0, 2.0, 10.0, 11.0, 12.0]), Patch(), 5)), {})
+    left = [nothing, found, nothing]
+    monkeypatch.setattr(_verdict, "_attempt", lambda *_: left.pop(0))
+    clean = CleanImages(torch.zeros(5, *SHAPE), torch.arange(5), 5)
+    assert examine(Shifter(), clean, generator()) is found
+    assert left == [nothing]

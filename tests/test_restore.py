@@ -89,7 +89,15 @@ def test_solve_minimises_the_stated_objective() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"num_layers": 0}, {"escalation": 0.5}, {"noise": 2.0}, {"strong_steps": 0}, {"ridge": -1.0}, {"success_limit": 2.0}]
+    "field",
+    [
+        {"num_layers": 0},
+        {"escalation": 0.5},
+        {"noise": 2.0},
+        {"strong_steps": 0},
+        {"ridge": -1.0},
+        {"agreement_limit": 2.0},
+    ],
 )
 def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None:
     with pytest.raises(UnbackdoorError, match=next(iter(field))):

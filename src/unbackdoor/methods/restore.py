@@ -12,7 +12,7 @@ its clean answer, in closed form. The package's default.
             b  = its inputs for the images of t₀ without the trigger, in f
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
-        stop when the triggers found afresh on f' no longer move the images; else κ ← 3κ
+        stop when the triggers found afresh on f' have a mean margin below 0; else κ ← 3κ
         if f' agrees with f on too few clean images: back to the f' before, and stop
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
@@ -65,7 +65,7 @@ class Restore(Method):
         strong_steps: Adam steps of the search for strong triggers.
         strong_count: strong triggers per finding and round.
         rounds: R, most rounds of recovery and restoration.
-        success_limit: a round is the last once fresh triggers move at most this share of the images.
+        margin_limit: a round is the last once the mean margin of fresh triggers is at most this many logits.
         agreement_limit: a later round that agrees with the original on a smaller share of varied clean images
             is taken back, in [0, 1].
         num_layers: so many of the layers, counted from the output, are restored.
@@ -89,8 +89,8 @@ class Restore(Method):
     strong_steps: int = 30
     strong_count: int = 8
     rounds: int = 3
-    success_limit: float = 0.4
-    agreement_limit: float = 0.88
+    margin_limit: float = 0.0
+    agreement_limit: float = 0.85
     num_layers: int = 5
     num_images: int = 512
     rows_per_image: int = 8
@@ -107,7 +107,7 @@ class Restore(Method):
             require(known[name] >= 1, f"{name} must be at least 1", known[name], "1 or more")
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
-        for name in ("noise_weight", "noise", "success_limit", "agreement_limit"):
+        for name in ("noise_weight", "noise", "agreement_limit"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class Restore(Method):
             if number > 1 and share < self.agreement_limit:
                 model.load_state_dict(previous)
                 return told[:-1]
-            if number == self.rounds or (number and success <= self.success_limit):
+            if number == self.rounds or (number and margin <= self.margin_limit):
                 break
             previous = copy.deepcopy(model.state_dict())
             pool += fresh

@@ -111,9 +111,13 @@ def examine(
     families: Sequence[Family] = FAMILIES,
     steps: int = 75,
     batch: int = 5,
+    attempts: int = 2,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verdict:
     """Search minimal triggers of every goal in every family and name the goals that stand apart.
+
+    A search can end beside the attacker's trigger, in a local minimum; where nothing is found, all is searched
+    again from other starts.
 
     Args:
         model: in eval mode; its parameters need no gradient.
@@ -121,7 +125,8 @@ def examine(
         generator: the only source of randomness.
         families: spaces of triggers, searched one after the other.
         steps: Adam steps a family; batch: images a step and goal.
-        tell: called with (families done, families in all).
+        attempts: searches at most, the later ones only while nothing is found, at least 1.
+        tell: called with (families done, families in all) of the attempt.
 
     Returns:
         The verdict. A class that stands apart rules out all-to-all. With fewer than four classes there is
@@ -132,12 +137,31 @@ def examine(
         median in place of the MAD index alone, which on ten classes is mostly noise; additive triggers and
         warps beside patches; all-to-all beside single targets.
     """
+    for _ in range(attempts):
+        verdict = _attempt(model, clean, generator, families, steps, batch, tell)
+        if verdict.backdoored:
+            break
+    return verdict
+
+
+def _attempt(
+    model: nn.Module,
+    clean: CleanImages,
+    generator: torch.Generator,
+    families: Sequence[Family],
+    steps: int,
+    batch: int,
+    tell: Callable[[int, int], None],
+) -> Verdict:
+    """Search every family once."""
     findings: list[Finding] = []
     sizes: dict[str, dict[int, float]] = {}
     for done, family in enumerate(families, start=1):
         minimal = _tournament(model, clean, family, generator, steps, batch)
         shift = _shift(model, clean, family, generator, steps, batch)
-        found = zip(minimal.goals.tolist() + shift.goals.tolist(), [*minimal.sizes, *shift.sizes], strict=True)
+        found = zip(
+            minimal.goals.tolist() + shift.goals.tolist(), [*minimal.sizes, *shift.sizes], strict=True
+        )
         sizes[family.name] = {goal: size.item() for goal, size in found}
         findings += _all_to_all(shift, minimal, family) + _apart(minimal, family, clean.num_classes)
         tell(done, len(families))
