@@ -147,6 +147,7 @@ class Restore(Method):
         pool: list[Recovered] = []
         told: list[dict[str, Any]] = []
         probes = varied(clean, self.num_images, session.generator)
+        previous = original.state_dict()
         for number in range(self.rounds + 1):
             session.tell("erase", number + 1, self.rounds + 1)
             fresh, margin, success = self.recover(model, clean, findings, session)

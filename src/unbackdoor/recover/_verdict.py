@@ -1,6 +1,6 @@
 """Is there a backdoor, and to which class? A goal is suspicious if it is far too easy to reach.
 
-Goals are the classes, and beside them the label map "every class to the one after it" of all-to-all backdoors.
+Goals are the classes, and beside them the label map of all-to-all backdoors, "every class to the next".
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def examine(
 ) -> Verdict:
     """Search minimal triggers of every goal in every family and name the goals that stand apart.
 
-    A search can end beside the attacker's trigger, in a local minimum; where nothing is found, all is searched
-    again from other starts.
+    A search can end beside the attacker's trigger, in a local minimum; where nothing is found, all is
+    searched again from other starts.
 
     Args:
         model: in eval mode; its parameters need no gradient.
