@@ -46,7 +46,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def size(self, params: Params) -> Tensor:
-        """Return the size of each trigger, (K,): a patch's pixels, ‖δ‖₂ of an additive one, a warp's shift."""
+        """Return the size of each trigger, (K,): pixels of a patch, ‖δ‖₂ of a sum, shift of a warp."""
 
     @abc.abstractmethod
     def place(self, params: Params) -> Tensor:
