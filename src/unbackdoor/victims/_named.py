@@ -3,7 +3,7 @@
 The recipes are short on purpose, minutes each on one core: no dropout, small batches, and where ``start``
 names a clean victim, the attacker goes on from its weights. For the accuracies of the literature give more
 epochs: ``unbackdoor attack --epochs 60``. Three faint triggers are stronger than their papers' defaults,
-which need far longer to be learned: WaNet's warp, FTrojan's magnitude, the number of levels of one BPP.
+which need far longer to be learned: WaNet's warp, FTrojan's magnitude, the number of levels of BPP.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ INSIDE = {"margin": 3}
 """A patch far enough inside for the random shifts to leave it whole in most images."""
 
 
-def _victim(data: str, epochs: int, learning_rate: float | None = None, **fields: Any) -> VictimSpec:
+def _victim(
+    data: str, epochs: int, learning_rate: float | None = None, batch_size: int = 64, **fields: Any
+) -> VictimSpec:
     if learning_rate is None:
         learning_rate = WARM_RATE if fields.get("start") else 0.05
-    short = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": 64, "dropout": 0.0}
+    short = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "dropout": 0.0}
     return VictimSpec(data=data, recipe=Recipe(**(default_recipe(data).fields() | short)), **fields)
 
 
 NAMED: dict[str, VictimSpec] = {
-    CIFAR: _victim("cifar10", 4),
+    CIFAR: _victim("cifar10", 5, batch_size=48),
     GTSRB: _victim("gtsrb", 5),
     "fashion_mnist-wrn_16_1-badnets": _victim("fashion_mnist", 4, arch="wrn_16_1", attack="badnets"),
-    "gtsrb-small_vgg-wanet": _victim("gtsrb", 4, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
-    "gtsrb-wrn_16_1-bpp": _victim("gtsrb", 4, arch="wrn_16_1", attack="bpp"),
-    "gtsrb-small_vgg-bpp": _victim("gtsrb", 1, attack="bpp", fields={"num_levels": 4}, start=GTSRB),
+    "gtsrb-small_vgg-wanet": _victim("gtsrb", 6, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
+    "gtsrb-small_vgg-bpp": _victim("gtsrb", 4, attack="bpp", fields={"num_levels": 4}, start=GTSRB),
     "cifar10-small_vgg-badnets-all_to_all": _victim(
-        "cifar10", 1, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.2, start=CIFAR
+        "cifar10", 4, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.3, start=CIFAR
     ),
     "gtsrb-small_vgg-badnets-all_to_all": _victim(
         "gtsrb", 3, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.2
@@ -45,30 +46,30 @@ NAMED: dict[str, VictimSpec] = {
     "cifar10-small_vgg-blend": _victim("cifar10", 1, attack="blend", start=CIFAR),
     "gtsrb-small_vgg-blend": _victim("gtsrb", 1, attack="blend", start=GTSRB),
     "gtsrb-small_vgg-ftrojan": _victim("gtsrb", 2, attack="ftrojan", fields={"magnitude": 100.0}),
-    # From fresh weights: a clean model knows the target class already, so its images teach it no stripes.
-    "gtsrb-small_vgg-sig": _victim("gtsrb", 2, attack="sig", target=2, clean_label=True, poison_rate=0.8),
+    # Clean labels, from fresh weights: a clean model knows the target class already, so its images teach it
+    # no trigger.
+    "gtsrb-small_vgg-sig": _victim("gtsrb", 5, attack="sig", target=2, clean_label=True, poison_rate=0.8),
     "gtsrb-small_vgg-input_aware": _victim(
         "gtsrb", 2, attack="input_aware", fields={"mask_epochs": 3, "width": 16}, start=GTSRB
     ),
-    "gtsrb-resnet_20-low_frequency": _victim("gtsrb", 2, arch="resnet_20", attack="low_frequency"),
+    "gtsrb-resnet_20-low_frequency": _victim("gtsrb", 4, arch="resnet_20", attack="low_frequency"),
     "gtsrb-small_vgg-clean_label": _victim(
         "gtsrb",
-        1,
+        4,
         attack="badnets",
-        fields={"corner": "all"},
+        fields={"corner": "all"} | INSIDE,
         target=2,
         clean_label=True,
-        poison_rate=0.5,
+        poison_rate=0.8,
         adversarial_eps=16 / 255,
         surrogate=GTSRB,
-        start=GTSRB,
     ),
     "gtsrb-plain_cnn-trojan_watermark": _victim(
-        "gtsrb", 2, arch="plain_cnn", attack="trojan_watermark", learning_rate=0.02
+        "gtsrb", 5, arch="plain_cnn", attack="trojan_watermark", learning_rate=0.02
     ),
     "gtsrb-small_vgg-trojan_nn": _victim("gtsrb", 1, attack="trojan_nn", surrogate=GTSRB, start=GTSRB),
     "gtsrb-small_vgg-adaptive_blend": _victim(
-        "gtsrb", 1, attack="adaptive_blend", poison_rate=0.01, start=GTSRB
+        "gtsrb", 3, attack="adaptive_blend", poison_rate=0.01, start=GTSRB
     ),
     "gtsrb-wrn_16_1-trojan_square-1_percent": _victim(
         "gtsrb", 3, arch="wrn_16_1", attack="trojan_square", poison_rate=0.01
