@@ -35,6 +35,7 @@ NAMED: dict[str, VictimSpec] = {
     CIFAR: _victim("cifar10", 5, batch_size=48),
     GTSRB: _victim("gtsrb", 5),
     "fashion_mnist-wrn_16_1-badnets": _victim("fashion_mnist", 4, arch="wrn_16_1", attack="badnets"),
+    "gtsrb-resnet_18-badnets": _victim("gtsrb", 2, arch="resnet_18", attack="badnets", fields=INSIDE),
     "gtsrb-small_vgg-wanet": _victim("gtsrb", 6, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
     "gtsrb-small_vgg-bpp": _victim("gtsrb", 4, attack="bpp", fields={"num_levels": 4}, start=GTSRB),
     "cifar10-small_vgg-badnets-all_to_all": _victim(
