@@ -94,6 +94,7 @@ def test_solve_minimises_the_stated_objective() -> None:
         {"num_layers": 0},
         {"escalation": 0.5},
         {"noise": 2.0},
+        {"patch": 1.5},
         {"strong_steps": 0},
         {"ridge": -1.0},
         {"agreement_limit": 2.0},
@@ -102,6 +103,12 @@ def test_solve_minimises_the_stated_objective() -> None:
 def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None:
     with pytest.raises(UnbackdoorError, match=next(iter(field))):
         Restore(**field)
+
+
+def test_harmless_patches_go_first_then_the_weight_of_triggers_grows() -> None:
+    rounds = [Restore(trigger_weight=0.2, escalation=3.0, patch=0.4).of_round(number) for number in range(4)]
+    assert [r.patch for r in rounds] == [0.4, 0, 0, 0]
+    assert [round(r.trigger_weight, 3) for r in rounds] == [0.2, 0.2, 0.6, 1.8]
 
 
 def test_add_to_weight_splits_off_the_bias() -> None:

@@ -3,17 +3,19 @@ its clean answer, in closed form. The package's default.
 
     examine f; nothing stands apart -> return f unchanged
     for every finding (target t, family, minimal trigger): place = where the minimal trigger sits
-    repeat at most R times:
+    repeat, at most R rounds:
         pool += triggers at the place with the largest margin of t on the current f', from fresh varied starts
         f' = f
         for each late layer W of f', in the order the network runs them:
             u  = its inputs for clean images in f,      ũ = the same images in f'
+                 (first round: each with a harmless patch at a random place)
             t₀ = its inputs for triggered images in f,  t̃ = the same in f'
             b  = its inputs for the images of t₀ without the trigger, in f
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
-        stop when the triggers found afresh on f' have a mean margin below 0; else κ ← 3κ
-        if f' agrees with f on too few clean images: back to the f' before, and stop
+        stop when the triggers found afresh on f' have a mean margin below 0
+        else no harmless patches any more, and from the third round on κ ← 3κ
+        if f' agrees with f on too few clean images (from the third round): back to the f' before, and stop
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
@@ -29,6 +31,9 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
 * Rows with noise answer as without it. A trigger that covers the whole image disturbs it beside naming a
   target, and a network that no longer obeys it still misses the true label; noise stands in for the part of
   the attacker's pattern that no search can find, and it lies on the way of many a whole-image trigger.
+* Harmless patches: a layer that no longer obeys the trigger tends to lose what it knows of edges and corners
+  like it. Clean images with a random patch, answered as before, keep that knowledge; but a trigger made of
+  noise is much like them and survives. Fresh triggers tell: where they still work, the patches are dropped.
 * κ grows only while fresh triggers still work: what a warp changes is small beside the activations of a
   patch, and the weight that removes it would cost accuracy elsewhere.
 * The clean term compares with f, not with f', so later layers make good what earlier ones lost.
@@ -47,7 +52,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._augment import jitter, mixup, noise, random_flip, random_resized_crop
+from unbackdoor._augment import jitter, mixup, noise, random_flip, random_patch, random_resized_crop
 from unbackdoor._clean import CleanImages
 from unbackdoor._errors import require
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
@@ -66,13 +71,14 @@ class Restore(Method):
         strong_count: strong triggers per finding and round.
         rounds: R, most rounds of recovery and restoration.
         margin_limit: a round is the last once the mean margin of fresh triggers is at most this many logits.
-        agreement_limit: a later round that agrees with the original on a smaller share of varied clean images
-            is taken back, in [0, 1].
+        agreement_limit: a round from the third on that agrees with the original on a smaller share of varied
+            clean images is taken back, in [0, 1].
         num_layers: so many of the layers, counted from the output, are restored.
         num_images: augmented images that the rows are taken from, for each term.
         rows_per_image: positions cut out of each image in a convolution's input.
-        trigger_weight: κ, weight of the triggered rows against the clean ones, in the first round.
-        escalation: what κ is multiplied by from round to round, at least 1.
+        trigger_weight: κ, weight of the triggered rows against the clean ones, in the first two rounds.
+        escalation: what κ is multiplied by from then on, at least 1.
+        patch: largest side of the harmless patches of the first round, a share of the image's, in [0, 1].
         noise_weight: ν, the same of the rows with noise; noise: its largest standard deviation, in [0, 1].
         ridge: ρ, relative to σ², the mean square of the clean rows.
 
@@ -88,7 +94,7 @@ class Restore(Method):
     search_batch: int = 5
     strong_steps: int = 30
     strong_count: int = 8
-    rounds: int = 3
+    rounds: int = 4
     margin_limit: float = 0.0
     agreement_limit: float = 0.85
     num_layers: int = 5
@@ -96,6 +102,7 @@ class Restore(Method):
     rows_per_image: int = 8
     trigger_weight: float = 0.2
     escalation: float = 3.0
+    patch: float = 0.4
     noise_weight: float = 0.05
     noise: float = 0.07
     ridge: float = 4.0
@@ -107,7 +114,7 @@ class Restore(Method):
             require(known[name] >= 1, f"{name} must be at least 1", known[name], "1 or more")
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
-        for name in ("noise_weight", "noise", "agreement_limit"):
+        for name in ("patch", "noise_weight", "noise", "agreement_limit"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
@@ -153,7 +160,7 @@ class Restore(Method):
             fresh, margin, success = self.recover(model, clean, findings, session)
             share = agreement(model, original, probes)
             told.append({"margin": margin, "success": success, "agreement": share})
-            if number > 1 and share < self.agreement_limit:
+            if number > 2 and share < self.agreement_limit:
                 model.load_state_dict(previous)
                 return told[:-1]
             if number == self.rounds or (number and margin <= self.margin_limit):
@@ -161,9 +168,15 @@ class Restore(Method):
             previous = copy.deepcopy(model.state_dict())
             pool += fresh
             model.load_state_dict(original.state_dict())
-            stronger = replace(self, trigger_weight=self.trigger_weight * self.escalation**number)
-            stronger.restore(model, original, layers, clean, pool, session.generator)
+            self.of_round(number).restore(model, original, layers, clean, pool, session.generator)
         return told
+
+    def of_round(self, number: int) -> Restore:
+        """Return the weights of a round: as given, then without harmless patches, then with a growing κ."""
+        if number == 0:
+            return self
+        growth = self.escalation ** (number - 1)
+        return replace(self, patch=0.0, trigger_weight=self.trigger_weight * growth)
 
     def recover(
         self, model: nn.Module, clean: CleanImages, findings: tuple[Finding, ...], session: Session
@@ -191,6 +204,7 @@ class Restore(Method):
     ) -> None:
         """Solve each layer in turn, in place; ``model`` starts equal to ``original``."""
         plain, benign, calm = (varied(clean, self.num_images, generator) for _ in range(3))
+        plain = random_patch(plain, generator, self.patch)
         triggered, noisy = apply_random(pool, benign, generator), noise(calm, generator, self.noise)
         rows = LayerRows(self.rows_per_image, generator)
         chosen = {name: original.get_submodule(name) for name in layers}
