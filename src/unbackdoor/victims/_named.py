@@ -2,8 +2,8 @@
 
 The recipes are short on purpose, minutes each on one core: no dropout, small batches, and where ``start``
 names a clean victim, the attacker goes on from its weights. For the accuracies of the literature give more
-epochs: ``unbackdoor attack --epochs 60``. Three faint triggers are stronger than their papers' defaults,
-which need far longer to be learned: WaNet's warp, FTrojan's magnitude, the number of levels of BPP.
+epochs: ``unbackdoor attack --epochs 60``. Four faint triggers are stronger than their papers' defaults,
+which need far longer to be learned: WaNet's warp, FTrojan's magnitude, SIG's amplitude, BPP's few levels.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ NAMED: dict[str, VictimSpec] = {
     "gtsrb-small_vgg-ftrojan": _victim("gtsrb", 2, attack="ftrojan", fields={"magnitude": 100.0}),
     # Clean labels, from fresh weights: a clean model knows the target class already, so its images teach it
     # no trigger.
-    "gtsrb-small_vgg-sig": _victim("gtsrb", 5, attack="sig", target=2, clean_label=True, poison_rate=0.8),
+    "gtsrb-small_vgg-sig": _victim(
+        "gtsrb", 3, attack="sig", fields={"amplitude": 40 / 255}, target=2, clean_label=True, poison_rate=0.8
+    ),
     "gtsrb-small_vgg-input_aware": _victim(
         "gtsrb", 2, attack="input_aware", fields={"mask_epochs": 3, "width": 16}, start=GTSRB
     ),
