@@ -5,6 +5,7 @@ its clean answer, in closed form. The package's default.
     for every finding (target t, family, minimal trigger): place = where the minimal trigger sits
     repeat, at most R rounds:
         pool += triggers at the place with the largest margin of t on the current f', from fresh varied starts
+                (second round: none, those that survive the first one are mostly like its harmless patches)
         f' = f
         for each late layer W of f', in the order the network runs them:
             u  = its inputs for clean images in f,      ũ = the same images in f'
@@ -166,7 +167,7 @@ class Restore(Method):
             if number == self.rounds or (number and margin <= self.margin_limit):
                 break
             previous = copy.deepcopy(model.state_dict())
-            pool += fresh
+            pool += fresh if number != 1 else []
             model.load_state_dict(original.state_dict())
             self.of_round(number).restore(model, original, layers, clean, pool, session.generator)
         return told
