@@ -95,6 +95,7 @@ def test_solve_minimises_the_stated_objective() -> None:
         {"escalation": 0.5},
         {"noise": 2.0},
         {"patch": 1.5},
+        {"success_share": -0.5},
         {"strong_steps": 0},
         {"ridge": -1.0},
         {"agreement_limit": 2.0},
@@ -109,6 +110,14 @@ def test_harmless_patches_go_first_then_the_weight_of_triggers_grows() -> None:
     rounds = [Restore(trigger_weight=0.2, escalation=3.0, patch=0.4).of_round(number) for number in range(4)]
     assert [r.patch for r in rounds] == [0.4, 0, 0, 0]
     assert [round(r.trigger_weight, 3) for r in rounds] == [0.2, 0.2, 0.6, 1.8]
+
+
+@pytest.mark.parametrize(
+    ("margin", "success", "done"), [(-1.0, 0.1, True), (0.5, 0.1, False), (-1.0, 0.15, False)], ids=str
+)
+def test_a_weak_search_ends_only_when_it_got_weaker_still(margin: float, success: float, done: bool) -> None:
+    told = [{"margin": -2.0, "success": 0.2}, {"margin": margin, "success": success}]
+    assert Restore(margin_limit=0.0, success_share=0.5).done(told) is done
 
 
 def test_add_to_weight_splits_off_the_bias() -> None:

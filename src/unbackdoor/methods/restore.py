@@ -14,7 +14,7 @@ its clean answer, in closed form. The package's default.
             b  = its inputs for the images of t₀ without the trigger, in f
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
-        stop when the triggers found afresh on f' have a mean margin below 0
+        stop when the triggers found afresh on f' have a mean margin below 0 and half their first success
         else no harmless patches any more, and from the third round on κ ← 3κ
         if f' agrees with f on too few clean images (from the third round): back to the f' before, and stop
 
@@ -71,7 +71,9 @@ class Restore(Method):
         strong_steps: Adam steps of the search for strong triggers.
         strong_count: strong triggers per finding and round.
         rounds: R, most rounds of recovery and restoration.
-        margin_limit: a round is the last once the mean margin of fresh triggers is at most this many logits.
+        margin_limit: a round is the last once the mean margin of fresh triggers is at most this many logits
+        success_share: … and they move at most this share of what they moved in the network as it came, in
+            [0, 1].
         agreement_limit: a round from the third on that agrees with the original on a smaller share of varied
             clean images is taken back, in [0, 1].
         num_layers: so many of the layers, counted from the output, are restored.
@@ -97,6 +99,7 @@ class Restore(Method):
     strong_count: int = 8
     rounds: int = 4
     margin_limit: float = 0.0
+    success_share: float = 0.5
     agreement_limit: float = 0.85
     num_layers: int = 5
     num_images: int = 512
@@ -115,7 +118,7 @@ class Restore(Method):
             require(known[name] >= 1, f"{name} must be at least 1", known[name], "1 or more")
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
-        for name in ("patch", "noise_weight", "noise", "agreement_limit"):
+        for name in ("success_share", "patch", "noise_weight", "noise", "agreement_limit"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
@@ -164,13 +167,18 @@ class Restore(Method):
             if number > 2 and share < self.agreement_limit:
                 model.load_state_dict(previous)
                 return told[:-1]
-            if number == self.rounds or (number and margin <= self.margin_limit):
+            if number == self.rounds or (number and self.done(told)):
                 break
             previous = copy.deepcopy(model.state_dict())
             pool += fresh if number != 1 else []
             model.load_state_dict(original.state_dict())
             self.of_round(number).restore(model, original, layers, clean, pool, session.generator)
         return told
+
+    def done(self, told: list[dict[str, Any]]) -> bool:
+        """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force."""
+        first, last = told[0]["success"], told[-1]["success"]
+        return told[-1]["margin"] <= self.margin_limit and last <= self.success_share * first
 
     def of_round(self, number: int) -> Restore:
         """Return the weights of a round: as given, then without harmless patches, then with a growing κ."""
