@@ -107,9 +107,10 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
 
 
 def test_harmless_patches_go_first_then_the_weight_of_triggers_grows() -> None:
-    rounds = [Restore(trigger_weight=0.2, escalation=3.0, patch=0.4).of_round(number) for number in range(4)]
-    assert [r.patch for r in rounds] == [0.4, 0, 0, 0]
-    assert [round(r.trigger_weight, 3) for r in rounds] == [0.2, 0.2, 0.6, 1.8]
+    method = Restore(trigger_weight=0.2, escalation=3.0, patch=0.4, rounds=3)
+    weights = [(r.patch, round(r.trigger_weight, 3)) for r in method.plan(margin=5.0)]
+    assert weights == [(0.4, 0.2), (0, 0.2), (0, 0.6), (0, 1.8)]
+    assert method.plan(margin=-1.0) == method.plan(margin=5.0)[1:]
 
 
 @pytest.mark.parametrize(

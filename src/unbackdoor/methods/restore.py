@@ -3,7 +3,7 @@ its clean answer, in closed form. The package's default.
 
     examine f; nothing stands apart -> return f unchanged
     for every finding (target t, family, minimal trigger): place = where the minimal trigger sits
-    repeat, at most R rounds:
+    repeat, in the first round and at most R more:
         pool += triggers at the place with the largest margin of t on the current f', from fresh varied starts
                 (second round: none, those that survive the first one are mostly like its harmless patches)
         f' = f
@@ -16,7 +16,7 @@ its clean answer, in closed form. The package's default.
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when the triggers found afresh on f' have a mean margin below 0 and half their first success
         else no harmless patches any more, and from the third round on κ ← 3κ
-        if f' agrees with f on too few clean images (from the third round): back to the f' before, and stop
+        if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
@@ -34,7 +34,8 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   the attacker's pattern that no search can find, and it lies on the way of many a whole-image trigger.
 * Harmless patches: a layer that no longer obeys the trigger tends to lose what it knows of edges and corners
   like it. Clean images with a random patch, answered as before, keep that knowledge; but a trigger made of
-  noise is much like them and survives. Fresh triggers tell: where they still work, the patches are dropped.
+  noise is much like them and survives. Fresh triggers tell: where they still work, the patches are dropped;
+  where the first ones hardly worked, they could not tell, and there are no patches at all.
 * κ grows only while fresh triggers still work: what a warp changes is small beside the activations of a
   patch, and the weight that removes it would cost accuracy elsewhere.
 * The clean term compares with f, not with f', so later layers make good what earlier ones lost.
@@ -70,16 +71,17 @@ class Restore(Method):
         search_batch: images a step and class.
         strong_steps: Adam steps of the search for strong triggers.
         strong_count: strong triggers per finding and round.
-        rounds: R, most rounds of recovery and restoration.
+        rounds: R, most rounds of recovery and restoration, the one with harmless patches not counted.
         margin_limit: a round is the last once the mean margin of fresh triggers is at most this many logits
         success_share: … and they move at most this share of what they moved in the network as it came, in
             [0, 1].
-        agreement_limit: a round from the third on that agrees with the original on a smaller share of varied
+        agreement_limit: a round with a grown κ that agrees with the original on a smaller share of varied
             clean images is taken back, in [0, 1].
         num_layers: so many of the layers, counted from the output, are restored.
         num_images: augmented images that the rows are taken from, for each term.
         rows_per_image: positions cut out of each image in a convolution's input.
-        trigger_weight: κ, weight of the triggered rows against the clean ones, in the first two rounds.
+        trigger_weight: κ, weight of the triggered rows against the clean ones, with harmless patches and in
+            the first round without.
         escalation: what κ is multiplied by from then on, at least 1.
         patch: largest side of the harmless patches of the first round, a share of the image's, in [0, 1].
         noise_weight: ν, the same of the rows with noise; noise: its largest standard deviation, in [0, 1].
@@ -97,7 +99,7 @@ class Restore(Method):
     search_batch: int = 5
     strong_steps: int = 30
     strong_count: int = 8
-    rounds: int = 4
+    rounds: int = 3
     margin_limit: float = 0.0
     success_share: float = 0.5
     agreement_limit: float = 0.85
@@ -158,34 +160,45 @@ class Restore(Method):
         pool: list[Recovered] = []
         told: list[dict[str, Any]] = []
         probes = varied(clean, self.num_images, session.generator)
-        previous = original.state_dict()
-        for number in range(self.rounds + 1):
-            session.tell("erase", number + 1, self.rounds + 1)
+
+        def look() -> list[Recovered]:
+            session.tell("erase", len(told) + 1, self.rounds + 2)
             fresh, margin, success = self.recover(model, clean, findings, session)
             share = agreement(model, original, probes)
             told.append({"margin": margin, "success": success, "agreement": share})
-            if number > 2 and share < self.agreement_limit:
+            return fresh
+
+        fresh = look()
+        for method in self.plan(told[0]["margin"]):
+            heavier = method.trigger_weight > self.trigger_weight
+            pool += fresh if heavier or not pool else []
+            previous = copy.deepcopy(model.state_dict())
+            model.load_state_dict(original.state_dict())
+            method.restore(model, original, layers, clean, pool, session.generator)
+            fresh = look()
+            if heavier and told[-1]["agreement"] < self.agreement_limit:
                 model.load_state_dict(previous)
                 return told[:-1]
-            if number == self.rounds or (number and self.done(told)):
+            if self.done(told):
                 break
-            previous = copy.deepcopy(model.state_dict())
-            pool += fresh if number != 1 else []
-            model.load_state_dict(original.state_dict())
-            self.of_round(number).restore(model, original, layers, clean, pool, session.generator)
         return told
+
+    def plan(self, margin: float) -> list[Restore]:
+        """Return the weights of each round: first with harmless patches, then without, then with a growing κ.
+
+        Where the first triggers have no positive ``margin`` themselves, their failing later would not tell
+        that the harmless patches keep nothing alive; there are none then.
+        """
+        bare = [
+            replace(self, patch=0.0, trigger_weight=self.trigger_weight * self.escalation**number)
+            for number in range(self.rounds)
+        ]
+        return [self, *bare] if margin > self.margin_limit else bare
 
     def done(self, told: list[dict[str, Any]]) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force."""
         first, last = told[0]["success"], told[-1]["success"]
         return told[-1]["margin"] <= self.margin_limit and last <= self.success_share * first
-
-    def of_round(self, number: int) -> Restore:
-        """Return the weights of a round: as given, then without harmless patches, then with a growing κ."""
-        if number == 0:
-            return self
-        growth = self.escalation ** (number - 1)
-        return replace(self, patch=0.0, trigger_weight=self.trigger_weight * growth)
 
     def recover(
         self, model: nn.Module, clean: CleanImages, findings: tuple[Finding, ...], session: Session
