@@ -198,6 +198,8 @@ def test_the_docs_tell_the_recorded_figures() -> None:
     found = {name: root / f"benchmarks/results/victims/{name}.json" for name in NAMED}
     records = {name: read_victim_record(path) for name, path in found.items() if path.exists()}
     assert len(records) >= 14
+    for name, record in records.items():
+        assert json.loads(json.dumps(dataclasses.asdict(NAMED[name]))) == record["spec"]
     assert victims_markdown(records) in (root / "docs/victims.md").read_text(encoding="utf-8")
 
 
