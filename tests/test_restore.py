@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,6 +113,7 @@ def test_harmless_patches_go_first_then_the_weight_of_triggers_grows() -> None:
     weights = [(r.patch, round(r.trigger_weight, 3)) for r in method.plan(margin=5.0)]
     assert weights == [(0.4, 0.2), (0, 0.2), (0, 0.6), (0, 1.8)]
     assert method.plan(margin=-1.0) == method.plan(margin=5.0)[1:]
+    assert replace(method, patch=0.0).plan(margin=5.0) == method.plan(margin=5.0)[1:]
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,19 @@ its clean answer, in closed form. The package's default.
 
     examine f; nothing stands apart -> return f unchanged
     for every finding (target t, family, minimal trigger): place = where the minimal trigger sits
-    repeat, in the first round and at most R more:
+    repeat, at most R rounds:
         pool += triggers at the place with the largest margin of t on the current f', from fresh varied starts
-                (second round: none, those that survive the first one are mostly like its harmless patches)
+                (not after a round with harmless patches: those that survive it are mostly like these)
         f' = f
         for each late layer W of f', in the order the network runs them:
             u  = its inputs for clean images in f,      ũ = the same images in f'
-                 (first round: each with a harmless patch at a random place)
+                 (optional, in a round before all others: each with a harmless patch at a random place)
             t₀ = its inputs for triggered images in f,  t̃ = the same in f'
             b  = its inputs for the images of t₀ without the trigger, in f
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when the triggers found afresh on f' have a mean margin below 0 and half their first success
-        else no harmless patches any more, and from the third round on κ ← 3κ
+        else κ ← 3κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
@@ -32,10 +32,10 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
 * Rows with noise answer as without it. A trigger that covers the whole image disturbs it beside naming a
   target, and a network that no longer obeys it still misses the true label; noise stands in for the part of
   the attacker's pattern that no search can find, and it lies on the way of many a whole-image trigger.
-* Harmless patches: a layer that no longer obeys the trigger tends to lose what it knows of edges and corners
-  like it. Clean images with a random patch, answered as before, keep that knowledge; but a trigger made of
-  noise is much like them and survives. Fresh triggers tell: where they still work, the patches are dropped;
-  where the first ones hardly worked, they could not tell, and there are no patches at all.
+* Harmless patches (``patch``, off): a layer that no longer obeys the trigger tends to lose what it knows of
+  edges and corners like it. Clean images with a random patch, answered as before, keep that knowledge, but a
+  trigger made of noise is much like them and survives. Fresh triggers do not tell reliably: they failed on a
+  network that still obeyed the attacker's watermark. So it is for those who can measure.
 * κ grows only while fresh triggers still work: what a warp changes is small beside the activations of a
   patch, and the weight that removes it would cost accuracy elsewhere.
 * The clean term compares with f, not with f', so later layers make good what earlier ones lost.
@@ -80,10 +80,10 @@ class Restore(Method):
         num_layers: so many of the layers, counted from the output, are restored.
         num_images: augmented images that the rows are taken from, for each term.
         rows_per_image: positions cut out of each image in a convolution's input.
-        trigger_weight: κ, weight of the triggered rows against the clean ones, with harmless patches and in
-            the first round without.
-        escalation: what κ is multiplied by from then on, at least 1.
-        patch: largest side of the harmless patches of the first round, a share of the image's, in [0, 1].
+        trigger_weight: κ, weight of the triggered rows against the clean ones, in the first round.
+        escalation: what κ is multiplied by from round to round, at least 1.
+        patch: largest side of harmless patches, a share of the image's, in [0, 1]; above 0, a round with them
+            is tried first.
         noise_weight: ν, the same of the rows with noise; noise: its largest standard deviation, in [0, 1].
         ridge: ρ, relative to σ², the mean square of the clean rows.
 
@@ -108,7 +108,7 @@ class Restore(Method):
     rows_per_image: int = 8
     trigger_weight: float = 0.2
     escalation: float = 3.0
-    patch: float = 0.4
+    patch: float = 0.0
     noise_weight: float = 0.05
     noise: float = 0.07
     ridge: float = 4.0
@@ -184,16 +184,16 @@ class Restore(Method):
         return told
 
     def plan(self, margin: float) -> list[Restore]:
-        """Return the weights of each round: first with harmless patches, then without, then with a growing κ.
+        """Return the weights of each round: with harmless patches if wanted, then without, κ growing.
 
         Where the first triggers have no positive ``margin`` themselves, their failing later would not tell
-        that the harmless patches keep nothing alive; there are none then.
+        that the harmless patches keep nothing alive; there is no such round then.
         """
         bare = [
             replace(self, patch=0.0, trigger_weight=self.trigger_weight * self.escalation**number)
             for number in range(self.rounds)
         ]
-        return [self, *bare] if margin > self.margin_limit else bare
+        return [self, *bare] if self.patch and margin > self.margin_limit else bare
 
     def done(self, told: list[dict[str, Any]]) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force."""
@@ -226,7 +226,7 @@ class Restore(Method):
     ) -> None:
         """Solve each layer in turn, in place; ``model`` starts equal to ``original``."""
         plain, benign, calm = (varied(clean, self.num_images, generator) for _ in range(3))
-        plain = random_patch(plain, generator, self.patch)
+        plain = random_patch(plain, generator, self.patch) if self.patch else plain
         triggered, noisy = apply_random(pool, benign, generator), noise(calm, generator, self.noise)
         rows = LayerRows(self.rows_per_image, generator)
         chosen = {name: original.get_submodule(name) for name in layers}
