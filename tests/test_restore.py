@@ -121,7 +121,10 @@ def test_harmless_patches_go_first_then_the_weight_of_triggers_grows() -> None:
 )
 def test_a_weak_search_ends_only_when_it_got_weaker_still(margin: float, success: float, done: bool) -> None:
     told = [{"margin": -2.0, "success": 0.2}, {"margin": margin, "success": success}]
-    assert Restore(margin_limit=0.0, success_share=0.5).done(told) is done
+    method = Restore(margin_limit=0.0, success_share=0.5)
+    assert method.done(told) is done
+    strong = {"margin": 2.0, "success": 0.2}
+    assert method.done([strong, *told[1:]]) is (margin <= 0)
 
 
 def test_add_to_weight_splits_off_the_bias() -> None:

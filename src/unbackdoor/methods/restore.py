@@ -14,7 +14,8 @@ its clean answer, in closed form. The package's default.
             b  = its inputs for the images of t₀ without the trigger, in f
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
-        stop when the triggers found afresh on f' have a mean margin below 0 and half their first success
+        stop when the triggers found afresh on f' have a mean margin below 0 (and, if it was from the start,
+            half their first success)
         else κ ← 3κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
 
@@ -73,8 +74,8 @@ class Restore(Method):
         strong_count: strong triggers per finding and round.
         rounds: R, most rounds of recovery and restoration, the one with harmless patches not counted.
         margin_limit: a round is the last once the mean margin of fresh triggers is at most this many logits
-        success_share: … and they move at most this share of what they moved in the network as it came, in
-            [0, 1].
+        success_share: … and, where the first triggers have no larger margin either, move at most this share of
+            what those moved, in [0, 1].
         agreement_limit: a round with a grown κ that agrees with the original on a smaller share of varied
             clean images is taken back, in [0, 1].
         num_layers: so many of the layers, counted from the output, are restored.
@@ -196,9 +197,13 @@ class Restore(Method):
         return [self, *bare] if self.patch and margin > self.margin_limit else bare
 
     def done(self, told: list[dict[str, Any]]) -> bool:
-        """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force."""
-        first, last = told[0]["success"], told[-1]["success"]
-        return told[-1]["margin"] <= self.margin_limit and last <= self.success_share * first
+        """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
+
+        A mean margin below zero says so, unless the first one was: then their success must have fallen, too.
+        """
+        first, last = told[0], told[-1]
+        fallen = last["success"] <= self.success_share * first["success"]
+        return last["margin"] <= self.margin_limit and (first["margin"] > self.margin_limit or fallen)
 
     def recover(
         self, model: nn.Module, clean: CleanImages, findings: tuple[Finding, ...], session: Session
