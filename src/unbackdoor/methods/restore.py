@@ -74,7 +74,7 @@ class Restore(Method):
         strong_count: strong triggers per finding and round.
         rounds: R, most rounds of recovery and restoration, the one with harmless patches not counted.
         margin_limit: a round is the last once the mean margin of fresh triggers is at most this many logits
-        success_share: … and, where the first triggers have no larger margin either, move at most this share of
+        success_share: … and, where the first triggers had no larger one either, move at most this share of
             what those moved, in [0, 1].
         agreement_limit: a round with a grown κ that agrees with the original on a smaller share of varied
             clean images is taken back, in [0, 1].
