@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from unbackdoor._augment import jitter, mixup, noise, random_flip, random_patch, random_resized_crop
+from unbackdoor._augment import jitter, mixup, noise, random_flip, random_resized_crop
 
 EVERY: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "crop": random_resized_crop,
     "flip": random_flip,
     "jitter": jitter,
     "noise": noise,
-    "patch": random_patch,
     "mixup": lambda images, generator: mixup(images, generator)[0],
 }
 
@@ -108,13 +107,3 @@ def test_mixup_weights_follow_beta() -> None:
         lam = mixup(images, seeded(), alpha)[2].double()
         assert abs(lam.mean().item() - 0.5) < 0.02
         assert abs(lam.var().item() - 1 / (4 * (2 * alpha + 1))) < 0.01
-
-
-def test_random_patch_changes_one_rectangle_of_each_image_and_nothing_else() -> None:
-    images = torch.full((64, 3, 16, 16), 0.5)
-    patched = random_patch(images, seeded(), largest=0.5)
-    changed = (patched != images).any(1)
-    rows, columns = changed.any(2), changed.any(1)
-    torch.testing.assert_close(changed, rows[:, :, None] & columns[:, None, :])
-    assert changed.any(2).sum(1).max() <= 8 and changed.float().mean() > 0.02
-    assert random_patch(images, seeded(), largest=0.0).equal(images)

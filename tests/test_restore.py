@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,7 +94,6 @@ def test_solve_minimises_the_stated_objective() -> None:
         {"num_layers": 0},
         {"escalation": 0.5},
         {"noise": 2.0},
-        {"patch": 1.5},
         {"success_share": -0.5},
         {"strong_steps": 0},
         {"ridge": -1.0},
@@ -106,14 +103,6 @@ def test_solve_minimises_the_stated_objective() -> None:
 def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None:
     with pytest.raises(UnbackdoorError, match=next(iter(field))):
         Restore(**field)
-
-
-def test_harmless_patches_go_first_then_the_weight_of_triggers_grows() -> None:
-    method = Restore(trigger_weight=0.2, escalation=3.0, patch=0.4, rounds=3)
-    weights = [(r.patch, round(r.trigger_weight, 3)) for r in method.plan(margin=5.0)]
-    assert weights == [(0.4, 0.2), (0, 0.2), (0, 0.6), (0, 1.8)]
-    assert method.plan(margin=-1.0) == method.plan(margin=5.0)[1:]
-    assert replace(method, patch=0.0).plan(margin=5.0) == method.plan(margin=5.0)[1:]
 
 
 @pytest.mark.parametrize(

@@ -98,31 +98,6 @@ def noise(images: Tensor, generator: torch.Generator, strength: float = 0.07) ->
     return (images + (deviation * torch.where(kind, smooth, white)).to(images)).clamp(0, 1)
 
 
-def random_patch(images: Tensor, generator: torch.Generator, largest: float = 0.4) -> Tensor:
-    """Cover a random rectangle of each image, with one colour or with noise, each for half of the images.
-
-    Args:
-        images: float (N, C, H, W) in [0, 1].
-        generator: source of the draws.
-        largest: each side of a rectangle is drawn up to this share of the image's, in [0, 1]; the part that
-            lies outside the image is cut off.
-
-    >>> patched = random_patch(torch.zeros(8, 3, 16, 16), torch.Generator().manual_seed(0), largest=0.5)
-    >>> 0 < (patched.amax(1) > 0).float().mean() < 0.25
-    tensor(True)
-    """
-    count, channels, height, width = images.shape
-    sides = largest * torch.rand(2, count, generator=generator)
-    centres = torch.rand(2, count, generator=generator)
-    down = ((torch.arange(height) + 0.5) / height - centres[0][:, None]).abs() < sides[0][:, None] / 2
-    across = ((torch.arange(width) + 0.5) / width - centres[1][:, None]).abs() < sides[1][:, None] / 2
-    noise = torch.rand(images.shape, generator=generator)
-    colour = torch.rand(count, channels, 1, 1, generator=generator)
-    solid = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
-    inside = (down[:, None, :, None] & across[:, None, None, :]).to(images.device)
-    return torch.where(inside, torch.where(solid, colour, noise).to(images), images)
-
-
 def mixup(images: Tensor, generator: torch.Generator, alpha: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Mix every image with another one of the batch: λ·x + (1 − λ)·x[partner], λ ~ Beta(α, α).
 

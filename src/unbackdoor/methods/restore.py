@@ -5,11 +5,9 @@ its clean answer, in closed form. The package's default.
     for every finding (target t, family, minimal trigger): place = where the minimal trigger sits
     repeat, at most R rounds:
         pool += triggers at the place with the largest margin of t on the current f', from fresh varied starts
-                (not after a round with harmless patches: those that survive it are mostly like these)
         f' = f
         for each late layer W of f', in the order the network runs them:
             u  = its inputs for clean images in f,      ũ = the same images in f'
-                 (optional, in a round before all others: each with a harmless patch at a random place)
             t₀ = its inputs for triggered images in f,  t̃ = the same in f'
             b  = its inputs for the images of t₀ without the trigger, in f
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
@@ -33,10 +31,6 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
 * Rows with noise answer as without it. A trigger that covers the whole image disturbs it beside naming a
   target, and a network that no longer obeys it still misses the true label; noise stands in for the part of
   the attacker's pattern that no search can find, and it lies on the way of many a whole-image trigger.
-* Harmless patches (``patch``, off): a layer that no longer obeys the trigger tends to lose what it knows of
-  edges and corners like it. Clean images with a random patch, answered as before, keep that knowledge, but a
-  trigger made of noise is much like them and survives. Fresh triggers do not tell reliably: they failed on a
-  network that still obeyed the attacker's watermark. So it is for those who can measure.
 * κ grows only while fresh triggers still work: what a warp changes is small beside the activations of a
   patch, and the weight that removes it would cost accuracy elsewhere.
 * The clean term compares with f, not with f', so later layers make good what earlier ones lost.
@@ -55,7 +49,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._augment import jitter, mixup, noise, random_flip, random_patch, random_resized_crop
+from unbackdoor._augment import jitter, mixup, noise, random_flip, random_resized_crop
 from unbackdoor._clean import CleanImages
 from unbackdoor._errors import require
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
@@ -72,7 +66,7 @@ class Restore(Method):
         search_batch: images a step and class.
         strong_steps: Adam steps of the search for strong triggers.
         strong_count: strong triggers per finding and round.
-        rounds: R, most rounds of recovery and restoration, the one with harmless patches not counted.
+        rounds: R, most rounds of recovery and restoration.
         margin_limit: a round is the last once the mean margin of fresh triggers is at most this many logits
         success_share: … and, where the first triggers had no larger one either, move at most this share of
             what those moved, in [0, 1].
@@ -83,8 +77,6 @@ class Restore(Method):
         rows_per_image: positions cut out of each image in a convolution's input.
         trigger_weight: κ, weight of the triggered rows against the clean ones, in the first round.
         escalation: what κ is multiplied by from round to round, at least 1.
-        patch: largest side of harmless patches, a share of the image's, in [0, 1]; above 0, a round with them
-            is tried first.
         noise_weight: ν, the same of the rows with noise; noise: its largest standard deviation, in [0, 1].
         ridge: ρ, relative to σ², the mean square of the clean rows.
 
@@ -109,7 +101,6 @@ class Restore(Method):
     rows_per_image: int = 8
     trigger_weight: float = 0.2
     escalation: float = 3.0
-    patch: float = 0.0
     noise_weight: float = 0.05
     noise: float = 0.07
     ridge: float = 4.0
@@ -121,7 +112,7 @@ class Restore(Method):
             require(known[name] >= 1, f"{name} must be at least 1", known[name], "1 or more")
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
-        for name in ("success_share", "patch", "noise_weight", "noise", "agreement_limit"):
+        for name in ("success_share", "noise_weight", "noise", "agreement_limit"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
@@ -163,38 +154,26 @@ class Restore(Method):
         probes = varied(clean, self.num_images, session.generator)
 
         def look() -> list[Recovered]:
-            session.tell("erase", len(told) + 1, self.rounds + 2)
+            session.tell("erase", len(told) + 1, self.rounds + 1)
             fresh, margin, success = self.recover(model, clean, findings, session)
             share = agreement(model, original, probes)
             told.append({"margin": margin, "success": success, "agreement": share})
             return fresh
 
         fresh = look()
-        for method in self.plan(told[0]["margin"]):
-            heavier = method.trigger_weight > self.trigger_weight
-            pool += fresh if heavier or not pool else []
+        for number in range(self.rounds):
+            pool += fresh
             previous = copy.deepcopy(model.state_dict())
             model.load_state_dict(original.state_dict())
-            method.restore(model, original, layers, clean, pool, session.generator)
+            heavier = replace(self, trigger_weight=self.trigger_weight * self.escalation**number)
+            heavier.restore(model, original, layers, clean, pool, session.generator)
             fresh = look()
-            if heavier and told[-1]["agreement"] < self.agreement_limit:
+            if number and told[-1]["agreement"] < self.agreement_limit:
                 model.load_state_dict(previous)
                 return told[:-1]
             if self.done(told):
                 break
         return told
-
-    def plan(self, margin: float) -> list[Restore]:
-        """Return the weights of each round: with harmless patches if wanted, then without, κ growing.
-
-        Where the first triggers have no positive ``margin`` themselves, their failing later would not tell
-        that the harmless patches keep nothing alive; there is no such round then.
-        """
-        bare = [
-            replace(self, patch=0.0, trigger_weight=self.trigger_weight * self.escalation**number)
-            for number in range(self.rounds)
-        ]
-        return [self, *bare] if self.patch and margin > self.margin_limit else bare
 
     def done(self, told: list[dict[str, Any]]) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
@@ -231,7 +210,6 @@ class Restore(Method):
     ) -> None:
         """Solve each layer in turn, in place; ``model`` starts equal to ``original``."""
         plain, benign, calm = (varied(clean, self.num_images, generator) for _ in range(3))
-        plain = random_patch(plain, generator, self.patch) if self.patch else plain
         triggered, noisy = apply_random(pool, benign, generator), noise(calm, generator, self.noise)
         rows = LayerRows(self.rows_per_image, generator)
         chosen = {name: original.get_submodule(name) for name in layers}
