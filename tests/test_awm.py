@@ -154,7 +154,7 @@ def rates(model: torch.nn.Module) -> torch.Tensor:
 
 def purified_rates(victim: torch.nn.Module, seed: int = 0, **fields: float) -> torch.Tensor:
     few = draw_images((3, 8, 8), 10, seed=6)
-    method = AWM(clean_weight=0.5, epochs=20, steps=5, **fields)
+    method = AWM(**({"clean_weight": 0.5, "epochs": 20, "steps": 5} | fields))
     return rates(purify(victim, *few, method=method, seed=seed).model)
 
 
@@ -166,6 +166,6 @@ def test_official_erases_a_planted_backdoor(victim: torch.nn.Module) -> None:
 
 def test_paper_weakens_a_planted_backdoor(victim: torch.nn.Module) -> None:
     """Plain descent takes another path on every processor, and on some the backdoor stays: a mean."""
-    fields = {"variant": "paper", "trigger_budget": 15, "mask_step": 0.6, "augmented_copies": 9}
+    fields = {"variant": "paper", "trigger_budget": 30, "mask_step": 0.3, "augmented_copies": 9, "epochs": 60}
     after = torch.stack([purified_rates(victim, seed, **fields) for seed in range(6)]).mean(0)
-    assert after[0] > 0.85 and after[1] < 0.9
+    assert after[0] > 0.88 and after[1] < 0.75
