@@ -2,8 +2,8 @@
 
 The recipes are short on purpose, minutes each on one core: no dropout, small batches, and where ``start``
 names a clean victim, the attacker goes on from its weights. For the accuracies of the literature give more
-epochs: ``unbackdoor attack --epochs 60``. Three faint triggers are stronger than their papers' defaults,
-which need far longer to be learned: WaNet's warp, FTrojan's magnitude, the number of levels of BPP.
+epochs: ``unbackdoor attack --epochs 60``. Four faint triggers are stronger than their papers' defaults,
+which need far longer to be learned: WaNet's warp, FTrojan's magnitude, SIG's amplitude, the levels of BPP.
 """
 
 from __future__ import annotations
@@ -35,25 +35,27 @@ NAMED: dict[str, VictimSpec] = {
     CIFAR: _victim("cifar10", 5, batch_size=48),
     GTSRB: _victim("gtsrb", 5),
     "fashion_mnist-wrn_16_1-badnets": _victim("fashion_mnist", 4, arch="wrn_16_1", attack="badnets"),
-    "gtsrb-resnet_18-badnets": _victim("gtsrb", 2, arch="resnet_18", attack="badnets", fields=INSIDE),
-    "gtsrb-small_vgg-wanet": _victim("gtsrb", 4, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
-    "gtsrb-small_vgg-bpp": _victim("gtsrb", 1, attack="bpp", fields={"num_levels": 4}, start=GTSRB),
+    "gtsrb-resnet_18-badnets": _victim("gtsrb", 3, arch="resnet_18", attack="badnets", fields=INSIDE),
+    "gtsrb-small_vgg-wanet": _victim("gtsrb", 6, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
+    "gtsrb-small_vgg-bpp": _victim("gtsrb", 4, attack="bpp", fields={"num_levels": 4}, start=GTSRB),
     "cifar10-small_vgg-badnets-all_to_all": _victim(
-        "cifar10", 4, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.3, start=CIFAR
+        "cifar10", 8, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.3, start=CIFAR
     ),
     "gtsrb-small_vgg-badnets-all_to_all": _victim(
-        "gtsrb", 3, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.2
+        "gtsrb", 4, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.2
     ),
     "cifar10-small_vgg-blend": _victim("cifar10", 1, attack="blend", start=CIFAR),
     "gtsrb-small_vgg-blend": _victim("gtsrb", 1, attack="blend", start=GTSRB),
     "gtsrb-small_vgg-ftrojan": _victim("gtsrb", 2, attack="ftrojan", fields={"magnitude": 100.0}),
     # Clean labels, from fresh weights: a clean model knows the target class already, so its images teach it
     # no trigger.
-    "gtsrb-small_vgg-sig": _victim("gtsrb", 5, attack="sig", target=2, clean_label=True, poison_rate=0.8),
+    "gtsrb-small_vgg-sig": _victim(
+        "gtsrb", 5, attack="sig", fields={"amplitude": 40 / 255}, target=2, clean_label=True, poison_rate=0.8
+    ),
     "gtsrb-small_vgg-input_aware": _victim(
         "gtsrb", 2, attack="input_aware", fields={"mask_epochs": 3, "width": 16}, start=GTSRB
     ),
-    "gtsrb-resnet_20-low_frequency": _victim("gtsrb", 2, arch="resnet_20", attack="low_frequency"),
+    "gtsrb-resnet_20-low_frequency": _victim("gtsrb", 6, arch="resnet_20", attack="low_frequency"),
     "gtsrb-small_vgg-clean_label": _victim(
         "gtsrb",
         4,
@@ -66,14 +68,14 @@ NAMED: dict[str, VictimSpec] = {
         surrogate=GTSRB,
     ),
     "gtsrb-plain_cnn-trojan_watermark": _victim(
-        "gtsrb", 2, arch="plain_cnn", attack="trojan_watermark", learning_rate=0.02
+        "gtsrb", 6, arch="plain_cnn", attack="trojan_watermark", learning_rate=0.02
     ),
     "gtsrb-small_vgg-trojan_nn": _victim("gtsrb", 1, attack="trojan_nn", surrogate=GTSRB, start=GTSRB),
     "gtsrb-small_vgg-adaptive_blend": _victim(
         "gtsrb", 3, attack="adaptive_blend", poison_rate=0.01, start=GTSRB
     ),
     "gtsrb-wrn_16_1-trojan_square-1_percent": _victim(
-        "gtsrb", 3, arch="wrn_16_1", attack="trojan_square", poison_rate=0.01
+        "gtsrb", 5, arch="wrn_16_1", attack="trojan_square", poison_rate=0.01
     ),
 }
 """Every victim by its name, in the order they are built: a clean model before the victims that need it."""
