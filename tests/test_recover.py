@@ -80,7 +80,9 @@ def test_an_all_to_all_trigger_is_found_and_strengthened() -> None:
     mask = found.params[0][0, 0].sigmoid()
     assert mask.argmax().item() == 63
     place = Patch().place(found.params)
-    triggers, margins, _ = strengthen(Shifter(), clean, Patch(), place, 5, generator(), count=2, **sizes)
+    triggers, margins, _ = strengthen(
+        Shifter(), clean, Patch(), place, torch.tensor([5, 5]), generator(), **sizes
+    )
     assert len(triggers) == 2 and margins.min() > 1
 
 

@@ -106,14 +106,14 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
 
 
 @pytest.mark.parametrize(
-    ("margin", "success", "done"), [(-1.0, 0.1, True), (0.5, 0.1, False), (-1.0, 0.15, False)], ids=str
+    ("excess", "success", "done"), [(-1.0, 0.1, True), (0.5, 0.1, False), (-1.0, 0.15, False)], ids=str
 )
-def test_a_weak_search_ends_only_when_it_got_weaker_still(margin: float, success: float, done: bool) -> None:
-    told = [{"margin": -2.0, "success": 0.2}, {"margin": margin, "success": success}]
-    method = Restore(margin_limit=0.0, success_share=0.5)
+def test_a_weak_search_ends_only_when_it_got_weaker_still(excess: float, success: float, done: bool) -> None:
+    told = [{"excess": -2.0, "success": 0.2}, {"excess": excess, "success": success}]
+    method = Restore(success_share=0.5)
     assert method.done(told) is done
-    strong = {"margin": 2.0, "success": 0.2}
-    assert method.done([strong, *told[1:]]) is (margin <= 0)
+    strong = {"excess": 2.0, "success": 0.2}
+    assert method.done([strong, *told[1:]]) is (excess <= 0)
 
 
 def test_add_to_weight_splits_off_the_bias() -> None:

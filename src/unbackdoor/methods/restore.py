@@ -12,9 +12,10 @@ its clean answer, in closed form. The package's default.
             b  = its inputs for the images of t₀ without the trigger, in f
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
-        stop when the triggers found afresh on f' have a mean margin below 0 (and, if it was from the start,
-            half their first success)
-        else κ ← 3κ
+        stop when the triggers found afresh on f' have no larger mean margin than those of the median other
+            class at the same place on f, or than 0 (and, if that was so from the start, a third of their
+            first success)
+        else κ ← 5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
@@ -31,8 +32,9 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
 * Rows with noise answer as without it. A trigger that covers the whole image disturbs it beside naming a
   target, and a network that no longer obeys it still misses the true label; noise stands in for the part of
   the attacker's pattern that no search can find, and it lies on the way of many a whole-image trigger.
-* κ grows only while fresh triggers still work: what a warp changes is small beside the activations of a
-  patch, and the weight that removes it would cost accuracy elsewhere.
+* κ grows only while fresh triggers still work better than those of any class do: what a warp changes is small
+  beside the activations of a patch, and the weight that removes it would cost accuracy elsewhere. A free
+  choice of a few dozen pixels moves a clean network, too; to go on until it does not would cost accuracy.
 * The clean term compares with f, not with f', so later layers make good what earlier ones lost.
 
 References:
@@ -67,7 +69,8 @@ class Restore(Method):
         strong_steps: Adam steps of the search for strong triggers.
         strong_count: strong triggers per finding and round.
         rounds: R, most rounds of recovery and restoration.
-        margin_limit: a round is the last once the mean margin of fresh triggers is at most this many logits
+        margin_limit: a round is the last once the mean margin of fresh triggers is at most this many logits,
+            or what is usual for other classes
         success_share: … and, where the first triggers had no larger one either, move at most this share of
             what those moved, in [0, 1].
         agreement_limit: a round with a grown κ that agrees with the original on a smaller share of varied
@@ -92,15 +95,15 @@ class Restore(Method):
     search_batch: int = 5
     strong_steps: int = 30
     strong_count: int = 8
-    rounds: int = 3
+    rounds: int = 4
     margin_limit: float = 0.0
-    success_share: float = 0.5
+    success_share: float = 0.33
     agreement_limit: float = 0.85
     num_layers: int = 5
     num_images: int = 512
     rows_per_image: int = 8
-    trigger_weight: float = 0.2
-    escalation: float = 3.0
+    trigger_weight: float = 0.02
+    escalation: float = 5.0
     noise_weight: float = 0.05
     noise: float = 0.07
     ridge: float = 4.0
@@ -152,12 +155,14 @@ class Restore(Method):
         pool: list[Recovered] = []
         told: list[dict[str, Any]] = []
         probes = varied(clean, self.num_images, session.generator)
+        usual = [self.usual(original, clean, finding, session.generator) for finding in findings]
 
         def look() -> list[Recovered]:
             session.tell("erase", len(told) + 1, self.rounds + 1)
-            fresh, margin, success = self.recover(model, clean, findings, session)
+            fresh, margins, success = self.recover(model, clean, findings, session)
+            excess = max(margin - limit for margin, limit in zip(margins, usual, strict=True))
             share = agreement(model, original, probes)
-            told.append({"margin": margin, "success": success, "agreement": share})
+            told.append({"margins": margins, "excess": excess, "success": success, "agreement": share})
             return fresh
 
         fresh = look()
@@ -178,26 +183,50 @@ class Restore(Method):
     def done(self, told: list[dict[str, Any]]) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
 
-        A mean margin below zero says so, unless the first one was: then their success must have fallen, too.
+        No margin in excess of the usual says so, unless that was so from the start: then their success must
+        have fallen, too.
         """
         first, last = told[0], told[-1]
         fallen = last["success"] <= self.success_share * first["success"]
-        return last["margin"] <= self.margin_limit and (first["margin"] > self.margin_limit or fallen)
+        return last["excess"] <= 0 and (first["excess"] > 0 or fallen)
+
+    def usual(
+        self, model: nn.Module, clean: CleanImages, finding: Finding, generator: torch.Generator
+    ) -> float:
+        """Return the margin that triggers at the finding's place have for the median other class.
+
+        At least the limit; for all-to-all, just that.
+        """
+        if not finding.others:
+            return self.margin_limit
+        goals = torch.tensor(finding.others, device=clean.labels.device)
+        return max(
+            self.margin_limit, self._strong(model, clean, finding, goals, generator)[1].median().item()
+        )
 
     def recover(
         self, model: nn.Module, clean: CleanImages, findings: tuple[Finding, ...], session: Session
-    ) -> tuple[list[Recovered], float, float]:
-        """Return fresh strong triggers of every finding, their mean margin and the best one's success."""
-        found = [self._strong(model, clean, finding, session.generator) for finding in findings]
-        margins = torch.cat([margins for _, margins, _ in found])
-        return [f[0] for f in found], margins.mean().item(), max(f[2] for f in found)
+    ) -> tuple[list[Recovered], list[float], float]:
+        """Return fresh strong triggers of every finding, their mean margins and the best ones' success."""
+        goals = [torch.full((self.strong_count,), f.goal, device=clean.labels.device) for f in findings]
+        found = [
+            self._strong(model, clean, finding, goal, session.generator)
+            for finding, goal in zip(findings, goals, strict=True)
+        ]
+        margins = [f[1].mean().item() for f in found]
+        return [f[0] for f in found], margins, max(f[2].mean().item() for f in found)
 
     def _strong(
-        self, model: nn.Module, clean: CleanImages, finding: Finding, generator: torch.Generator
-    ) -> tuple[Recovered, Tensor, float]:
+        self,
+        model: nn.Module,
+        clean: CleanImages,
+        finding: Finding,
+        goals: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Recovered, Tensor, Tensor]:
         place = finding.family.place(finding.params)
-        sizes = {"count": self.strong_count, "steps": self.strong_steps, "batch": self.search_batch}
-        return strengthen(model, clean, finding.family, place, finding.goal, generator, **sizes)
+        sizes = {"steps": self.strong_steps, "batch": self.search_batch}
+        return strengthen(model, clean, finding.family, place, goals, generator, **sizes)
 
     def restore(
         self,

@@ -69,7 +69,8 @@ class Family(abc.ABC):
 class Patch(Family):
     """Mask and pattern, x ⊙ (1 − M) + M ⊙ P, both through a sigmoid; size ‖M‖₁ in pixels.
 
-    Place: the pixels where M exceeds a quarter of its largest value, widened by one pixel.
+    Place: the pixels where M exceeds a quarter of its largest value, widened by two pixels. A minimal trigger
+    needs fewer pixels than the attacker's patch has.
 
     References:
         Wang et al., *Neural Cleanse*, S&P 2019 (mask and pattern, one search a class).
@@ -81,6 +82,7 @@ class Patch(Family):
     weight: float = 0.1
     first_mask: float = -1.0
     located_share: float = 0.25
+    widened: int = 2
 
     def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
         channels, height, width = shape
@@ -97,7 +99,7 @@ class Patch(Family):
     def place(self, params: Params) -> Tensor:
         mask = params[0][0].sigmoid()
         region = (mask > self.located_share * mask.max()).to(mask)
-        return F.max_pool2d(region[None], 3, stride=1, padding=1)[0]
+        return F.max_pool2d(region[None], 2 * self.widened + 1, stride=1, padding=self.widened)[0]
 
     def start_at(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
         noise = torch.randn(count, *shape, generator=generator)

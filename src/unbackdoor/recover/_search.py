@@ -141,31 +141,29 @@ def strengthen(
     clean: CleanImages,
     family: Family,
     place: Tensor,
-    goal: int,
+    goals: Tensor,
     generator: torch.Generator,
     *,
-    count: int,
     steps: int,
     batch: int,
-) -> tuple[Recovered, Tensor, float]:
-    """Search ``count`` triggers at ``place`` with the largest margin of ``goal``, from varied starts.
+) -> tuple[Recovered, Tensor, Tensor]:
+    """Search one trigger at ``place`` for every goal, that with its largest margin, from varied starts.
 
     Args:
         model: in eval mode.
         clean: images to put triggers on; those that have the wanted label already do not count.
         family: the space of triggers; place: where, as ``family.place`` gives it.
-        goal: whose margin grows, in [0, classes].
+        goals: int64 (K,), in [0, classes]: whose margins grow. The same goal may come several times.
         generator: starts, batches and augmentation.
-        count: triggers searched at once; steps: Adam steps, ≥ 1; batch: images a step.
+        steps: Adam steps, ≥ 1; batch: images a step.
 
     Returns:
-        The triggers, their mean margins (count,) over the last step's images, and the share of those images
-        that they move.
+        The K triggers, their mean margins (K,) over the last step's images, and the shares of those images
+        that they move, (K,).
     """
-    params = family.start_at(place, count, clean.images.shape[1:], generator)
+    params = family.start_at(place, len(goals), clean.images.shape[1:], generator)
     params = [p.to(clean.images).clone().requires_grad_() for p in params]
     optimizer = torch.optim.Adam(params, family.strong_rate, betas=BETAS)
-    goals = torch.full((count,), goal, device=clean.labels.device)
     for _ in range(steps):
         images, labels = draw(clean, batch, generator)
         moved, away = _margins(model, family.decode_at(place, params), images, labels, goals)
@@ -175,7 +173,7 @@ def strengthen(
             family.project_(place, params)
     with torch.no_grad():
         triggers = family.decode_at(place, [p.detach() for p in params])
-    return triggers, margins.detach(), _mean((moved > 0).to(moved), away).mean().item()
+    return triggers, margins.detach(), _mean((moved > 0).to(moved), away)
 
 
 def draw(clean: CleanImages, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
