@@ -37,7 +37,7 @@ NAMED: dict[str, VictimSpec] = {
     "fashion_mnist-wrn_16_1-badnets": _victim("fashion_mnist", 4, arch="wrn_16_1", attack="badnets"),
     "gtsrb-resnet_18-badnets": _victim("gtsrb", 3, arch="resnet_18", attack="badnets", fields=INSIDE),
     "gtsrb-small_vgg-wanet": _victim("gtsrb", 6, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
-    "gtsrb-small_vgg-bpp": _victim("gtsrb", 4, attack="bpp", fields={"num_levels": 4}, start=GTSRB),
+    "gtsrb-small_vgg-bpp": _victim("gtsrb", 10, attack="bpp", fields={"num_levels": 4}),
     "cifar10-small_vgg-badnets-all_to_all": _victim(
         "cifar10", 8, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.3, start=CIFAR
     ),
@@ -50,7 +50,7 @@ NAMED: dict[str, VictimSpec] = {
     # Clean labels, from fresh weights: a clean model knows the target class already, so its images teach it
     # no trigger.
     "gtsrb-small_vgg-sig": _victim(
-        "gtsrb", 5, attack="sig", fields={"amplitude": 40 / 255}, target=2, clean_label=True, poison_rate=0.8
+        "gtsrb", 6, attack="sig", fields={"amplitude": 60 / 255}, target=2, clean_label=True, poison_rate=0.8
     ),
     "gtsrb-small_vgg-input_aware": _victim(
         "gtsrb", 2, attack="input_aware", fields={"mask_epochs": 3, "width": 16}, start=GTSRB
@@ -72,7 +72,7 @@ NAMED: dict[str, VictimSpec] = {
     ),
     "gtsrb-small_vgg-trojan_nn": _victim("gtsrb", 1, attack="trojan_nn", surrogate=GTSRB, start=GTSRB),
     "gtsrb-small_vgg-adaptive_blend": _victim(
-        "gtsrb", 3, attack="adaptive_blend", poison_rate=0.01, start=GTSRB
+        "gtsrb", 5, attack="adaptive_blend", poison_rate=0.01, start=GTSRB
     ),
     "gtsrb-wrn_16_1-trojan_square-1_percent": _victim(
         "gtsrb", 5, arch="wrn_16_1", attack="trojan_square", poison_rate=0.01
