@@ -37,7 +37,7 @@ NAMED: dict[str, VictimSpec] = {
     "fashion_mnist-wrn_16_1-badnets": _victim("fashion_mnist", 4, arch="wrn_16_1", attack="badnets"),
     "gtsrb-resnet_18-badnets": _victim("gtsrb", 3, arch="resnet_18", attack="badnets", fields=INSIDE),
     "gtsrb-small_vgg-wanet": _victim("gtsrb", 6, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
-    "gtsrb-small_vgg-bpp": _victim("gtsrb", 10, attack="bpp", fields={"num_levels": 4}),
+    "gtsrb-small_vgg-bpp": _victim("gtsrb", 14, attack="bpp", fields={"num_levels": 4}),
     "cifar10-small_vgg-badnets-all_to_all": _victim(
         "cifar10", 8, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.3, start=CIFAR
     ),
@@ -51,9 +51,6 @@ NAMED: dict[str, VictimSpec] = {
     # no trigger.
     "gtsrb-small_vgg-sig": _victim(
         "gtsrb", 6, attack="sig", fields={"amplitude": 60 / 255}, target=2, clean_label=True, poison_rate=0.8
-    ),
-    "gtsrb-small_vgg-input_aware": _victim(
-        "gtsrb", 2, attack="input_aware", fields={"mask_epochs": 3, "width": 16}, start=GTSRB
     ),
     "gtsrb-resnet_20-low_frequency": _victim("gtsrb", 6, arch="resnet_20", attack="low_frequency"),
     "gtsrb-small_vgg-clean_label": _victim(
