@@ -106,14 +106,19 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
 
 
 @pytest.mark.parametrize(
-    ("excess", "success", "done"), [(-1.0, 0.1, True), (0.5, 0.1, False), (-1.0, 0.15, False)], ids=str
+    ("first", "last", "done"),
+    [
+        ({"excess": 50.0, "success": 1.0}, {"excess": 4.0, "success": 0.9}, True),
+        ({"excess": 50.0, "success": 1.0}, {"excess": 6.0, "success": 0.1}, False),
+        ({"excess": -2.0, "success": 0.2}, {"excess": 1.0, "success": 0.1}, True),
+        ({"excess": -2.0, "success": 0.2}, {"excess": -3.0, "success": 0.15}, False),
+    ],
+    ids=["little excess left", "too much left", "no excess ever, few moved", "no excess ever, many moved"],
 )
-def test_a_weak_search_ends_only_when_it_got_weaker_still(excess: float, success: float, done: bool) -> None:
-    told = [{"excess": -2.0, "success": 0.2}, {"excess": excess, "success": success}]
-    method = Restore(success_share=0.5)
-    assert method.done(told) is done
-    strong = {"excess": 2.0, "success": 0.2}
-    assert method.done([strong, *told[1:]]) is (excess <= 0)
+def test_rounds_end_when_fresh_triggers_lost_their_force(
+    first: dict[str, float], last: dict[str, float], done: bool
+) -> None:
+    assert Restore(excess_share=0.1, success_share=0.5).done([first, last]) is done
 
 
 def test_add_to_weight_splits_off_the_bias() -> None:

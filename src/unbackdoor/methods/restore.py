@@ -12,9 +12,9 @@ its clean answer, in closed form. The package's default.
             b  = its inputs for the images of t₀ without the trigger, in f
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
-        stop when the triggers found afresh on f' have no larger mean margin than those of the median other
-            class at the same place on f, or than 0 (and, if that was so from the start, a third of their
-            first success)
+        stop when the mean margin of triggers found afresh on f' exceeds that of the median other class at the
+            same place on f by no more than a fiftieth of the first excess (all-to-all: when their success is
+            a third of the first)
         else κ ← 5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
 
@@ -69,10 +69,9 @@ class Restore(Method):
         strong_steps: Adam steps of the search for strong triggers.
         strong_count: strong triggers per finding and round.
         rounds: R, most rounds of recovery and restoration.
-        margin_limit: a round is the last once the mean margin of fresh triggers is at most this many logits,
-            or what is usual for other classes
-        success_share: … and, where the first triggers had no larger one either, move at most this share of
-            what those moved, in [0, 1].
+        excess_share: a round is the last once this share is left, in [0, 1], of what the first triggers' mean
+            margin had in excess of the usual …
+        success_share: … or, where it had none, this share of the images they moved, in [0, 1].
         agreement_limit: a round with a grown κ that agrees with the original on a smaller share of varied
             clean images is taken back, in [0, 1].
         num_layers: so many of the layers, counted from the output, are restored.
@@ -96,7 +95,7 @@ class Restore(Method):
     strong_steps: int = 30
     strong_count: int = 8
     rounds: int = 4
-    margin_limit: float = 0.0
+    excess_share: float = 0.02
     success_share: float = 0.33
     agreement_limit: float = 0.85
     num_layers: int = 5
@@ -115,7 +114,7 @@ class Restore(Method):
             require(known[name] >= 1, f"{name} must be at least 1", known[name], "1 or more")
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
-        for name in ("success_share", "noise_weight", "noise", "agreement_limit"):
+        for name in ("excess_share", "success_share", "noise_weight", "noise", "agreement_limit"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
@@ -160,9 +159,16 @@ class Restore(Method):
         def look() -> list[Recovered]:
             session.tell("erase", len(told) + 1, self.rounds + 1)
             fresh, margins, success = self.recover(model, clean, findings, session)
-            excess = max(margin - limit for margin, limit in zip(margins, usual, strict=True))
+            over = [m - u for m, u in zip(margins, usual, strict=True) if u is not None]
             share = agreement(model, original, probes)
-            told.append({"margins": margins, "excess": excess, "success": success, "agreement": share})
+            told.append(
+                {
+                    "margins": margins,
+                    "excess": max(over, default=None),
+                    "success": success,
+                    "agreement": share,
+                }
+            )
             return fresh
 
         fresh = look()
@@ -183,26 +189,25 @@ class Restore(Method):
     def done(self, told: list[dict[str, Any]]) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
 
-        No margin in excess of the usual says so, unless that was so from the start: then their success must
-        have fallen, too.
+        The excess of their margins over the usual says so; where there was none from the start, or nothing
+        to compare with, their success does.
         """
         first, last = told[0], told[-1]
-        fallen = last["success"] <= self.success_share * first["success"]
-        return last["excess"] <= 0 and (first["excess"] > 0 or fallen)
+        if first["excess"] is not None and first["excess"] > 0:
+            return last["excess"] <= self.excess_share * first["excess"]
+        return last["success"] <= self.success_share * first["success"]
 
     def usual(
         self, model: nn.Module, clean: CleanImages, finding: Finding, generator: torch.Generator
-    ) -> float:
-        """Return the margin that triggers at the finding's place have for the median other class.
+    ) -> float | None:
+        """Return the margin that triggers at the finding's place have for the median other class, at least 0.
 
-        At least the limit; for all-to-all, just that.
+        ``None`` for all-to-all, which has no other.
         """
         if not finding.others:
-            return self.margin_limit
+            return None
         goals = torch.tensor(finding.others, device=clean.labels.device)
-        return max(
-            self.margin_limit, self._strong(model, clean, finding, goals, generator)[1].median().item()
-        )
+        return max(0.0, self._strong(model, clean, finding, goals, generator)[1].median().item())
 
     def recover(
         self, model: nn.Module, clean: CleanImages, findings: tuple[Finding, ...], session: Session

@@ -171,6 +171,7 @@ class Warp(Ball):
     """
 
     name: ClassVar[str] = "warp"
+    growth: float = 3.0
     rate: float = 0.1
     strong_rate: float = 0.1
     weight: float = 0.5

@@ -176,6 +176,22 @@ def strengthen(
     return triggers, margins.detach(), _mean((moved > 0).to(moved), away)
 
 
+@torch.no_grad()
+def measure(
+    model: nn.Module, clean: CleanImages, triggers: Recovered, goals: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the mean margin of each trigger's goal over the clean images and the share moved, (K,) each.
+
+    One trigger a forward pass, on ``LIMIT`` images at most.
+    """
+    images, labels = clean.images[:LIMIT], clean.labels[:LIMIT]
+    wanted = wanted_labels(goals, labels, clean.num_classes)
+    pick = torch.arange(len(goals), device=labels.device)[:, None].expand(-1, len(images))
+    moved = torch.stack([margin(model(triggers.on(images, p)), w) for p, w in zip(pick, wanted, strict=True)])
+    away = (wanted != labels).to(moved)
+    return _mean(moved, away), _mean((moved > 0).to(moved), away)
+
+
 def draw(clean: CleanImages, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw a batch without replacement, lightly augmented: ((n, C, H, W), (n,)), n = min(batch, N)."""
     index = torch.randperm(len(clean), generator=generator)[:batch].to(clean.labels.device)

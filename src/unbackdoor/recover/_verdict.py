@@ -18,7 +18,7 @@ from torch import nn
 
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import FAMILIES, Additive, Family
-from unbackdoor.recover._search import Minimal, minimal_triggers, strengthen
+from unbackdoor.recover._search import Minimal, measure, minimal_triggers, strengthen
 
 SMALL = 0.45
 """A target's minimal trigger is at most this share of the median class's."""
@@ -37,10 +37,12 @@ LEAST_CLASSES = 4
 MOST_TARGETS = 3
 ALIKE = 1.3
 """Several targets are about as easy as each other: no larger than this times the smallest."""
-BUDGET = 2.4
+BUDGET = 2.0
 """The ample budget, in minimal sizes of the median class."""
-LEAD = 1.4
-"""A class's largest margin there is at least this times the next one's: clean networks reach 1.3."""
+LEAD = 1.45
+"""A class's largest margin there is at least this times the next one's."""
+REPEATS = 2
+"""Searches a class, whose margins are averaged."""
 FINALISTS = 10
 HEAT = 0.2
 """Share of the steps after which the finalists are picked."""
@@ -251,14 +253,15 @@ def _leading(
     if clean.num_classes < LEAST_CLASSES:
         return []
     median = minimal.sizes.median()
+    goals = minimal.goals.repeat(REPEATS)
     sizes = {"steps": max(1, steps // 2), "batch": batch}
-    place = BUDGET * median
-    _, margins, success = strengthen(model, clean, family, place, minimal.goals, generator, **sizes)
+    found = strengthen(model, clean, family, BUDGET * median, goals, generator, **sizes)
+    margins, success = (f.view(REPEATS, -1).mean(0) for f in measure(model, clean, found[0], goals))
     (best, second), rows = margins.topk(2)
     if success.median() < REACHED or best < LEAD * second:
         return []
-    found = _finding(minimal, int(rows[0]), family, median.item(), False)
-    return [replace(found, lead=(best / second).item())]
+    finding = _finding(minimal, int(rows[0]), family, median.item(), False)
+    return [replace(finding, lead=(best / second).item())]
 
 
 def _first_gap(sizes: torch.Tensor, reached: torch.Tensor, limit: float) -> list[int]:
