@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover import (
@@ -17,8 +18,8 @@ from unbackdoor.recover import (
     apply_random,
     strengthen,
 )
-from unbackdoor.recover._search import minimal_triggers, wanted_labels
-from unbackdoor.recover._verdict import Verdict, _all_to_all, _apart, examine
+from unbackdoor.recover._search import measure, minimal_triggers, wanted_labels
+from unbackdoor.recover._verdict import Verdict, _all_to_all, _apart, _leading, examine
 
 SHAPE = (3, 8, 8)
 
@@ -84,6 +85,44 @@ def test_an_all_to_all_trigger_is_found_and_strengthened() -> None:
         Shifter(), clean, Patch(), place, torch.tensor([5, 5]), generator(), **sizes
     )
     assert len(triggers) == 2 and margins.min() > 1
+
+
+def test_margins_are_measured_on_images_of_other_classes() -> None:
+    images = torch.zeros(3, *SHAPE)
+    images[:, 0] = torch.arange(3).view(3, 1, 1) / 10
+    clean = CleanImages(images, torch.arange(3), 5)
+    class_one = Overlay(torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 8, 8))
+    class_one.add[:, 0] = 0.1
+    margins, success = measure(Shifter(), clean, class_one, torch.tensor([1, 2]))
+    dim = 0.1 / 3
+    torch.testing.assert_close(margins, torch.tensor([4 * (1 - 2 * dim), 4 * (2 * dim - 1)]))
+    assert success.tolist() == [1.0, 0.0]
+
+
+class Sums(torch.nn.Module):
+    """Five classes, a pixel each; beyond a threshold class 3 gains ``surplus`` as much as the others."""
+
+    def __init__(self, surplus: float) -> None:
+        super().__init__()
+        self.surplus = surplus
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = 10 * images[:, 0, 0, :5]
+        beyond = torch.relu(logits[:, 3:4] - 5)
+        return logits + self.surplus * F.pad(beyond, (3, 1))
+
+
+@pytest.mark.parametrize(("surplus", "goals"), [(0.0, []), (20.0, [3])])
+def test_a_faint_trigger_is_told_by_its_lead_in_margin(surplus: float, goals: list[int]) -> None:
+    images = torch.zeros(5, *SHAPE)
+    images[:, 0, 0, :5] = 0.4 * torch.eye(5)
+    clean = CleanImages(images, torch.arange(5), 5)
+    alike = minimal([0, 1, 2, 3, 4], [0.45] * 5)
+    found = _leading(Sums(surplus), clean, Additive(), alike, generator(), 80, 5)
+    assert [finding.goal for finding in found] == goals
+    if found:
+        assert found[0].lead > 1.45 and found[0].others == (0, 1, 2, 4)
+        assert "times the next class's margin" in found[0].sentence()
 
 
 def minimal(goals: list[int], sizes: list[float], success: float = 0.9) -> Minimal:

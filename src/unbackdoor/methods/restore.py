@@ -14,7 +14,7 @@ its clean answer, in closed form. The package's default.
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when the mean margin of triggers found afresh on f' exceeds that of the median other class at the
             same place on f by no more than a fiftieth of the first excess (all-to-all: when their success is
-            a third of the first)
+            two fifths of the first)
         else κ ← 5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
 
@@ -94,9 +94,9 @@ class Restore(Method):
     search_batch: int = 5
     strong_steps: int = 30
     strong_count: int = 8
-    rounds: int = 4
+    rounds: int = 3
     excess_share: float = 0.02
-    success_share: float = 0.33
+    success_share: float = 0.4
     agreement_limit: float = 0.85
     num_layers: int = 5
     num_images: int = 512
