@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,3 +271,13 @@ def test_help_and_version(case: Case) -> None:
     code, shown = case.run("purify", "--help")
     assert code == 0 and "--per-class" in shown
     assert case.run("purge")[0] == 2
+
+
+def test_the_package_runs_as_a_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["unbackdoor", "--version"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("unbackdoor", run_name="__main__")
+    assert not caught.value.code
+    assert capsys.readouterr().out == f"unbackdoor {cli.__version__}\n"

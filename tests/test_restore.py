@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from unbackdoor import UnbackdoorError, purify
+from unbackdoor._clean import CleanImages
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods import Restore
+from unbackdoor.recover import Finding, Patch
 
 CLASSES = 6
 
@@ -119,6 +123,15 @@ def test_rounds_end_when_fresh_triggers_lost_their_force(
     first: dict[str, float], last: dict[str, float], done: bool
 ) -> None:
     assert Restore(excess_share=0.1, success_share=0.5).done([first, last]) is done
+
+
+def test_the_usual_margin_is_that_of_other_classes_at_the_place(victim) -> None:
+    model, *_ = victim
+    clean = CleanImages(*toy(1, 777), CLASSES)
+    everywhere = [torch.zeros(1, 1, 12, 12), torch.zeros(1, 3, 12, 12)]
+    finding = Finding(2, False, Patch(), 1.0, 9.0, everywhere, others=(0, 1, 3))
+    assert Restore().usual(model, clean, finding, generator()) > 3
+    assert Restore().usual(model, clean, replace(finding, others=()), generator()) is None
 
 
 def test_add_to_weight_splits_off_the_bias() -> None:
