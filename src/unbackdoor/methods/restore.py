@@ -29,6 +29,8 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
 * The rows t₀ are those of the *unrepaired* network, so that each layer learns to withstand the trigger at
   full strength; with t̃ alone the first repaired layer, fitted to the recovered triggers, hides from the later
   ones what the attacker's trigger, which it does not catch, will send them.
+* Half of the triggered images are mirrored, trigger and all: a victim trained on mirrored images obeys the
+  mirrored trigger, too, and the search may have found that one.
 * Rows with noise answer as without it. A trigger that covers the whole image disturbs it beside naming a
   target, and a network that no longer obeys it still misses the true label; noise stands in for the part of
   the attacker's pattern that no search can find, and it lies on the way of many a whole-image trigger.
@@ -101,7 +103,7 @@ class Restore(Method):
     num_layers: int = 5
     num_images: int = 512
     rows_per_image: int = 8
-    trigger_weight: float = 0.02
+    trigger_weight: float = 0.08
     escalation: float = 5.0
     noise_weight: float = 0.05
     noise: float = 0.07
@@ -244,7 +246,9 @@ class Restore(Method):
     ) -> None:
         """Solve each layer in turn, in place; ``model`` starts equal to ``original``."""
         plain, benign, calm = (varied(clean, self.num_images, generator) for _ in range(3))
-        triggered, noisy = apply_random(pool, benign, generator), noise(calm, generator, self.noise)
+        pairs = torch.cat([benign, apply_random(pool, benign, generator)], dim=1)
+        benign, triggered = random_flip(pairs, generator).chunk(2, dim=1)
+        noisy = noise(calm, generator, self.noise)
         rows = LayerRows(self.rows_per_image, generator)
         chosen = {name: original.get_submodule(name) for name in layers}
         before = [rows.of(original, chosen, images) for images in (plain, benign, triggered, calm)]
