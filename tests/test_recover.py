@@ -112,12 +112,16 @@ class Sums(torch.nn.Module):
         return logits + self.surplus * F.pad(beyond, (3, 1))
 
 
-@pytest.mark.parametrize(("surplus", "goals"), [(0.0, []), (20.0, [3])])
-def test_a_faint_trigger_is_told_by_its_lead_in_margin(surplus: float, goals: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("surplus", "size", "goals"),
+    [(0.0, 0.45, []), (20.0, 0.45, [3]), (20.0, 0.05, [])],
+    ids=["none leads", "one leads", "too small a budget to tell"],
+)
+def test_a_faint_trigger_is_told_by_its_lead_in_margin(surplus: float, size: float, goals: list[int]) -> None:
     images = torch.zeros(5, *SHAPE)
     images[:, 0, 0, :5] = 0.4 * torch.eye(5)
     clean = CleanImages(images, torch.arange(5), 5)
-    alike = minimal([0, 1, 2, 3, 4], [0.45] * 5)
+    alike = minimal([0, 1, 2, 3, 4], [size] * 5)
     found = _leading(Sums(surplus), clean, Additive(), alike, generator(), 80, 5)
     assert [finding.goal for finding in found] == goals
     if found:

@@ -258,7 +258,7 @@ def _leading(
     found = strengthen(model, clean, family, BUDGET * median, goals, generator, **sizes)
     margins, success = (f.view(REPEATS, -1).mean(0) for f in measure(model, clean, found[0], goals))
     (best, second), rows = margins.topk(2)
-    if success.median() < REACHED or best < LEAD * second:
+    if success.median() < REACHED or second <= 0 or best < LEAD * second:
         return []
     finding = _finding(minimal, int(rows[0]), family, median.item(), False)
     return [replace(finding, lead=(best / second).item())]
