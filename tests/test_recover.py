@@ -129,6 +129,15 @@ def test_a_faint_trigger_is_told_by_its_lead_in_margin(surplus: float, size: flo
         assert "times the next class's margin" in found[0].sentence()
 
 
+def test_a_class_that_is_no_finalist_can_lead() -> None:
+    images = torch.zeros(5, *SHAPE)
+    images[:, 0, 0, :5] = 0.4 * torch.eye(5)
+    clean = CleanImages(images, torch.arange(5), 5)
+    finalists = minimal([0, 1, 2, 4], [0.45] * 4)
+    (found,) = _leading(Sums(20.0), clean, Additive(), finalists, generator(), 80, 5)
+    assert found.goal == 3 and found.size > 0
+
+
 def minimal(goals: list[int], sizes: list[float], success: float = 0.9) -> Minimal:
     figures = torch.tensor(sizes), torch.full((len(sizes),), success), torch.ones(len(sizes))
     return Minimal(torch.tensor(goals), *figures, Patch().start(len(sizes), SHAPE, generator()))

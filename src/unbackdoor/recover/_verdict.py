@@ -248,20 +248,41 @@ def _leading(
 ) -> list[Finding]:
     """Return the class whose strongest triggers within an ample budget lead all others', if any.
 
-    Margins are compared where most classes are reached: near the border their ratio is noise.
+    All classes are searched: one whose small triggers are not easy need not be among the finalists. Margins
+    are compared where most classes are reached: near the border their ratio is noise.
     """
     if clean.num_classes < LEAST_CLASSES:
         return []
     median = minimal.sizes.median()
-    goals = minimal.goals.repeat(REPEATS)
-    sizes = {"steps": max(1, steps // 2), "batch": batch}
-    found = strengthen(model, clean, family, BUDGET * median, goals, generator, **sizes)
-    margins, success = (f.view(REPEATS, -1).mean(0) for f in measure(model, clean, found[0], goals))
-    (best, second), rows = margins.topk(2)
+    margins, success = _largest_margins(model, clean, family, BUDGET * median, generator, steps // 2, batch)
+    (best, second), goals = margins.topk(2)
     if success.median() < REACHED or second <= 0 or best < LEAD * second:
         return []
-    finding = _finding(minimal, int(rows[0]), family, median.item(), False)
-    return [replace(finding, lead=(best / second).item())]
+    if goals[0] not in minimal.goals:
+        sizes = {"steps": steps, "batch": batch}
+        minimal = minimal_triggers(model, clean, family, goals[:1], generator, **sizes)
+    row = minimal.goals.tolist().index(int(goals[0]))
+    finding = _finding(minimal, row, family, median.item(), False)
+    others = tuple(sorted(margins.argsort(descending=True)[1 : FINALISTS + 1].tolist()))
+    return [replace(finding, others=others, lead=(best / second).item())]
+
+
+def _largest_margins(
+    model: nn.Module,
+    clean: CleanImages,
+    family: Additive,
+    budget: torch.Tensor,
+    generator: torch.Generator,
+    steps: int,
+    batch: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return every class's margin within the budget and the share of images moved, means over searches."""
+    figures = []
+    goals = torch.arange(clean.num_classes, device=clean.labels.device)
+    for some in goals.repeat(REPEATS).split(REPEATS * FINALISTS):
+        found = strengthen(model, clean, family, budget, some, generator, steps=max(1, steps), batch=batch)
+        figures.append(torch.stack(measure(model, clean, found[0], some)))
+    return tuple(torch.cat(figures, dim=1).view(2, REPEATS, -1).mean(1))
 
 
 def _first_gap(sizes: torch.Tensor, reached: torch.Tensor, limit: float) -> list[int]:
