@@ -135,7 +135,7 @@ def test_a_class_that_is_no_finalist_can_lead() -> None:
     clean = CleanImages(images, torch.arange(5), 5)
     finalists = minimal([0, 1, 2, 4], [0.45] * 4)
     (found,) = _leading(Sums(20.0), clean, Additive(), finalists, generator(), 80, 5)
-    assert found.goal == 3 and found.size > 0
+    assert found.goal == 3 and found.size > 0 and found.others == (0, 1, 2, 4)
 
 
 def minimal(goals: list[int], sizes: list[float], success: float = 0.9) -> Minimal:

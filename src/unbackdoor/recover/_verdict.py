@@ -258,12 +258,12 @@ def _leading(
     (best, second), goals = margins.topk(2)
     if success.median() < REACHED or second <= 0 or best < LEAD * second:
         return []
+    others = tuple(goal for goal in minimal.goals.tolist() if goal != goals[0])
     if goals[0] not in minimal.goals:
         sizes = {"steps": steps, "batch": batch}
         minimal = minimal_triggers(model, clean, family, goals[:1], generator, **sizes)
     row = minimal.goals.tolist().index(int(goals[0]))
     finding = _finding(minimal, row, family, median.item(), False)
-    others = tuple(sorted(margins.argsort(descending=True)[1 : FINALISTS + 1].tolist()))
     return [replace(finding, others=others, lead=(best / second).item())]
 
 
