@@ -99,6 +99,7 @@ def test_solve_minimises_the_stated_objective() -> None:
         {"escalation": 0.5},
         {"noise": 2.0},
         {"success_share": -0.5},
+        {"excess_share": 1.5},
         {"strong_steps": 0},
         {"ridge": -1.0},
         {"agreement_limit": 2.0},

@@ -258,11 +258,13 @@ def _leading(
     (best, second), goals = margins.topk(2)
     if success.median() < REACHED or second <= 0 or best < LEAD * second:
         return []
-    others = tuple(goal for goal in minimal.goals.tolist() if goal != goals[0])
-    if goals[0] not in minimal.goals:
+    finalists = minimal.goals.tolist()
+    goal = int(goals[0])
+    others = tuple(other for other in finalists if other != goal)
+    if goal not in finalists:
         sizes = {"steps": steps, "batch": batch}
         minimal = minimal_triggers(model, clean, family, goals[:1], generator, **sizes)
-    row = minimal.goals.tolist().index(int(goals[0]))
+    row = minimal.goals.tolist().index(goal)
     finding = _finding(minimal, row, family, median.item(), False)
     return [replace(finding, others=others, lead=(best / second).item())]
 
