@@ -43,7 +43,7 @@ class Metrics:
         return dataclasses.asdict(self)
 
 
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 100) -> float:
     """Return the share of ``images`` that ``model`` gives their label, in eval mode.
 
     Args:
@@ -66,7 +66,7 @@ def evaluate(
     labels: Tensor,
     trigger: Apply,
     label_map: Labels,
-    batch_size: int = 500,
+    batch_size: int = 100,
 ) -> Metrics:
     """Measure ACC on the clean images, and ASR and RA on the triggered ones.
 
