@@ -10,6 +10,7 @@ from unbackdoor._clean import CleanImages
 from unbackdoor.recover import (
     Additive,
     Displacement,
+    Family,
     Minimal,
     Overlay,
     Patch,
@@ -18,8 +19,10 @@ from unbackdoor.recover import (
     apply_random,
     strengthen,
 )
+from unbackdoor.recover._margins import leader
 from unbackdoor.recover._search import measure, minimal_triggers, wanted_labels
-from unbackdoor.recover._verdict import Verdict, _all_to_all, _apart, _leading, examine
+from unbackdoor.recover._sizes import Sizes
+from unbackdoor.recover._verdict import Finding, Verdict, _led, _shift, _single, examine
 
 SHAPE = (3, 8, 8)
 
@@ -121,30 +124,52 @@ def test_a_faint_trigger_is_told_by_its_lead_in_margin(surplus: float, size: flo
     images = torch.zeros(5, *SHAPE)
     images[:, 0, 0, :5] = 0.4 * torch.eye(5)
     clean = CleanImages(images, torch.arange(5), 5)
-    alike = minimal([0, 1, 2, 3, 4], [size] * 5)
-    found = _leading(Sums(surplus), clean, Additive(), alike, generator(), 80, 5)
-    assert [finding.goal for finding in found] == goals
-    if found:
-        assert found[0].lead > 1.45 and found[0].others == (0, 1, 2, 4)
-        assert "times the next class's margin" in found[0].sentence()
+    found = leader(Sums(surplus), clean, Additive(), size, generator(), steps=40, batch=5)
+    assert ([found.goal] if found else []) == goals
+    assert found is None or found.lead > 1.45
 
 
 def test_a_class_that_is_no_finalist_can_lead() -> None:
     images = torch.zeros(5, *SHAPE)
     images[:, 0, 0, :5] = 0.4 * torch.eye(5)
     clean = CleanImages(images, torch.arange(5), 5)
-    finalists = minimal([0, 1, 2, 4], [0.45] * 4)
-    (found,) = _leading(Sums(20.0), clean, Additive(), finalists, generator(), 80, 5)
-    assert found.goal == 3 and found.size > 0 and found.others == (0, 1, 2, 4)
+    sums = sizes(Additive(), [0, 1, 2, 4], [0.45] * 4)
+    (found,) = _led(Sums(20.0), clean, [sums], generator(), 80, 5)
+    assert found.goal == 3 and found.size > 0 and found.median == pytest.approx(0.45)
+    assert "times the next class's margin" in found.sentence()
 
 
-def minimal(goals: list[int], sizes: list[float], success: float = 0.9) -> Minimal:
-    figures = torch.tensor(sizes), torch.full((len(sizes),), success), torch.ones(len(sizes))
-    return Minimal(torch.tensor(goals), *figures, Patch().start(len(sizes), SHAPE, generator()))
+def test_a_target_is_erased_in_every_family_where_its_trigger_is_small() -> None:
+    apart = sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 2.0, 10.0, 11.0, 12.0])
+    small = sizes(Additive(), [0, 1, 2, 3, 4], [0.5, 0.3, 1.0, 1.1, 1.2])
+    alike = sizes(Warp(), [0, 1, 2, 3, 4], [0.9, 0.8, 1.0, 1.1, 1.2])
+    assert (apart.apart(), small.apart(), alike.apart()) == ([1], [1], [])
+    gapless = sizes(
+        Additive(), [0, 1, 2, 3, 4], [0.35, 0.3, 1.0, 1.1, 1.2], success=[0.2, 0.9, 0.9, 0.9, 0.9]
+    )
+    assert gapless.apart() == []
+    found = _single([apart, gapless, alike], {1})
+    assert [finding.family.name for finding in found] == ["patch", "additive"]
+
+
+def minimal(goals: list[int], values: list[float], success: float | list[float] = 0.9) -> Minimal:
+    moved = torch.tensor(success).expand(len(values))
+    start = Patch().start(len(values), SHAPE, generator())
+    return Minimal(torch.tensor(goals), torch.tensor(values), moved, torch.ones(len(values)), start)
+
+
+def sizes(
+    family: Family,
+    goals: list[int],
+    values: list[float],
+    success: float | list[float] = 0.9,
+    shift: tuple[float, float] = (90.0, 0.1),
+) -> Sizes:
+    return Sizes(family, minimal(goals, values, success), minimal([5], [shift[0]], shift[1]), 5)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "success", "targets"),
+    ("values", "success", "targets"),
     [
         ([9.0, 2.0, 10.0, 11.0, 12.0], 0.9, [1]),
         ([9.0, 2.0, 10.0, 11.0, 12.0], 0.2, []),
@@ -153,9 +178,10 @@ def minimal(goals: list[int], sizes: list[float], success: float = 0.9) -> Minim
     ],
     ids=["one stands apart", "it does not work", "none stands apart", "two targets"],
 )
-def test_classes_that_stand_apart(sizes: list[float], success: float, targets: list[int]) -> None:
-    found = _apart(minimal([0, 1, 2, 3, 4], sizes, success), Patch(), 5)
-    assert [finding.target for finding in found] == targets
+def test_classes_that_stand_apart(values: list[float], success: float, targets: list[int]) -> None:
+    found = sizes(Patch(), [0, 1, 2, 3, 4], values, success)
+    assert found.apart() == targets
+    assert [finding.target for finding in _single([found], set(found.apart()))] == targets
 
 
 @pytest.mark.parametrize(
@@ -164,17 +190,16 @@ def test_classes_that_stand_apart(sizes: list[float], success: float, targets: l
 def test_all_to_all_must_be_hardly_larger_than_the_median_class(
     size: float, success: float, found: bool
 ) -> None:
-    classes = minimal([0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0])
-    findings = _all_to_all(minimal([5], [size], success), classes, Patch())
-    assert bool(findings) is found
-    if found:
-        assert findings[0].target is None and findings[0].all_to_all
-        assert findings[0].sentence().startswith("every class to the next one (patch trigger of size 3.00")
+    searched = sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0], shift=(size, success))
+    assert searched.shifts() is found
+    finding = _shift(searched)
+    assert finding.target is None and finding.all_to_all
+    assert finding.sentence().startswith(f"every class to the next one (patch trigger of size {size:.2f}")
 
 
 def test_where_nothing_is_found_all_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Verdict((), {})
-    found = Verdict(tuple(_apart(minimal([0, 1, 2, 3, 4], [9.0, 2.0, 10.0, 11.0, 12.0]), Patch(), 5)), {})
+    found = Verdict((Finding(1, False, Patch(), 2.0, 10.0, minimal([1], [2.0]).of(0)),), {})
     left = [nothing, found, nothing]
     monkeypatch.setattr(_verdict, "_attempt", lambda *_: left.pop(0))
     clean = CleanImages(torch.zeros(5, *SHAPE), torch.arange(5), 5)

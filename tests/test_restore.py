@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from unbackdoor import UnbackdoorError, purify
-from unbackdoor._clean import CleanImages
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods import Restore
-from unbackdoor.recover import Finding, Patch
 
 CLASSES = 6
 
@@ -99,7 +95,7 @@ def test_solve_minimises_the_stated_objective() -> None:
         {"escalation": 0.5},
         {"noise": 2.0},
         {"success_share": -0.5},
-        {"excess_share": 1.5},
+        {"margin_share": 1.5},
         {"strong_steps": 0},
         {"ridge": -1.0},
         {"agreement_limit": 2.0},
@@ -111,28 +107,21 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "done"),
+    ("margins", "success", "all_to_all", "done"),
     [
-        ({"excess": 50.0, "success": 1.0}, {"excess": 4.0, "success": 0.9}, True),
-        ({"excess": 50.0, "success": 1.0}, {"excess": 6.0, "success": 0.1}, False),
-        ({"excess": -2.0, "success": 0.2}, {"excess": 1.0, "success": 0.1}, True),
-        ({"excess": -2.0, "success": 0.2}, {"excess": -3.0, "success": 0.15}, False),
+        ([[50.0, 9.0], [4.0, -3.0]], [1.0, 0.9], False, True),
+        ([[50.0, 9.0], [-3.0, 6.0]], [1.0, 0.1], False, False),
+        ([[2.0], [-2.0]], [0.6, 0.35], True, False),
+        ([[2.0], [1.0]], [0.6, 0.25], True, True),
+        ([[-2.0], [-3.0]], [0.6, 0.25], False, True),
     ],
-    ids=["little excess left", "too much left", "no excess ever, few moved", "no excess ever, many moved"],
+    ids=["little margin left", "too much left", "all-to-all moves many", "few", "no margin ever, few moved"],
 )
 def test_rounds_end_when_fresh_triggers_lost_their_force(
-    first: dict[str, float], last: dict[str, float], done: bool
+    margins: list[list[float]], success: list[float], all_to_all: bool, done: bool
 ) -> None:
-    assert Restore(excess_share=0.1, success_share=0.5).done([first, last]) is done
-
-
-def test_the_usual_margin_is_that_of_other_classes_at_the_place(victim) -> None:
-    model, *_ = victim
-    clean = CleanImages(*toy(1, 777), CLASSES)
-    everywhere = [torch.zeros(1, 1, 12, 12), torch.zeros(1, 3, 12, 12)]
-    finding = Finding(2, False, Patch(), 1.0, 9.0, everywhere, others=(0, 1, 3))
-    assert Restore().usual(model, clean, finding, generator()) > 3
-    assert Restore().usual(model, clean, replace(finding, others=()), generator()) is None
+    told = [{"margins": m, "success": s} for m, s in zip(margins, success, strict=True)]
+    assert Restore(margin_share=0.1, success_share=0.5).done(told, all_to_all) is done
 
 
 def test_add_to_weight_splits_off_the_bias() -> None:

@@ -10,6 +10,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from unbackdoor._errors import UnbackdoorError
 
+MIRRORS_AGREE = 0.65
+"""Share of its answers that a network trained on mirrored images keeps under mirroring, at least."""
+MOST_MIRRORED = 256
+
 
 @dataclass(frozen=True)
 class CleanImages:
@@ -19,11 +23,14 @@ class CleanImages:
         images: float, (N, C, H, W), values in [0, 1].
         labels: int64, (N,), values in [0, num_classes).
         num_classes: width of the model's output.
+        flip: share to mirror where varied images are made of these: 0 where the network was not trained on
+            mirrored images (a mirrored sign is another sign) and its answers there mean nothing.
     """
 
     images: Tensor
     labels: Tensor
     num_classes: int
+    flip: float = 0.5
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,7 +60,7 @@ def collect(model: nn.Module, images: object, labels: object = None) -> CleanIma
     labels = labels.to(weight.device, torch.int64).clone()
     num_classes = _count_classes(model, images)
     _check_label_range(labels, num_classes)
-    return CleanImages(images, labels, num_classes)
+    return CleanImages(images, labels, num_classes, flip=_flip_share(model, images[:MOST_MIRRORED]))
 
 
 def _as_tensors(images: object, labels: object) -> tuple[Tensor, Tensor]:
@@ -122,18 +129,14 @@ def _check_labels(images: Tensor, labels: Tensor) -> None:
 
 @torch.no_grad()
 def _count_classes(model: nn.Module, images: Tensor) -> int:
-    modes = {module: module.training for module in model.modules()}
     try:
-        logits = model.eval()(images[:1])
+        logits = _answers(model, images[:1])
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UnbackdoorError(
             f"the model does not take these images: {error}",
             value=f"images of shape {tuple(images.shape)}",
             fix="give images with the channels, height and width that the model was trained on",
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
         raise UnbackdoorError(
             "the model must return logits of shape (N, classes)",
@@ -141,6 +144,24 @@ def _count_classes(model: nn.Module, images: Tensor) -> int:
             fix="wrap the model so that its forward returns one (N, classes) tensor",
         )
     return logits.shape[1]
+
+
+def _flip_share(model: nn.Module, images: Tensor) -> float:
+    """Return one half if the model's answers survive mirroring, by the mean overlap of both, else 0."""
+    plain, mirrored = (_answers(model, x).softmax(1) for x in (images, images.flip(-1)))
+    overlap = torch.minimum(plain, mirrored).sum(1).mean().item()
+    return 0.5 if overlap >= MIRRORS_AGREE else 0.0
+
+
+@torch.no_grad()
+def _answers(model: nn.Module, images: Tensor) -> Tensor:
+    """Return what the model gives in eval mode; its modes are put back."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        return model.eval()(images)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _check_label_range(labels: Tensor, num_classes: int) -> None:

@@ -12,9 +12,8 @@ its clean answer, in closed form. The package's default.
             b  = its inputs for the images of t₀ without the trigger, in f
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
-        stop when the mean margin of triggers found afresh on f' exceeds that of the median other class at the
-            same place on f by no more than a fiftieth of the first excess (all-to-all: when their success is
-            two fifths of the first)
+        stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
+            (all-to-all: when their success is two fifths of the first ones')
         else κ ← 5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
 
@@ -71,9 +70,9 @@ class Restore(Method):
         strong_steps: Adam steps of the search for strong triggers.
         strong_count: strong triggers per finding and round.
         rounds: R, most rounds of recovery and restoration.
-        excess_share: a round is the last once this share is left, in [0, 1], of what the first triggers' mean
-            margin had in excess of the usual …
-        success_share: … or, where it had none, this share of the images they moved, in [0, 1].
+        margin_share: a round is the last once this share is left, in [0, 1], of the first triggers' mean
+            margin …
+        success_share: … or, for all-to-all, where margins are negative, of the share of images they moved.
         agreement_limit: a round with a grown κ that agrees with the original on a smaller share of varied
             clean images is taken back, in [0, 1].
         num_layers: so many of the layers, counted from the output, are restored.
@@ -97,7 +96,7 @@ class Restore(Method):
     strong_steps: int = 30
     strong_count: int = 8
     rounds: int = 3
-    excess_share: float = 0.02
+    margin_share: float = 0.02
     success_share: float = 0.4
     agreement_limit: float = 0.85
     num_layers: int = 5
@@ -116,7 +115,7 @@ class Restore(Method):
             require(known[name] >= 1, f"{name} must be at least 1", known[name], "1 or more")
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
-        for name in ("excess_share", "success_share", "noise_weight", "noise", "agreement_limit"):
+        for name in ("margin_share", "success_share", "noise_weight", "noise", "agreement_limit"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
@@ -156,21 +155,12 @@ class Restore(Method):
         pool: list[Recovered] = []
         told: list[dict[str, Any]] = []
         probes = varied(clean, self.num_images, session.generator)
-        usual = [self.usual(original, clean, finding, session.generator) for finding in findings]
 
         def look() -> list[Recovered]:
             session.tell("erase", len(told) + 1, self.rounds + 1)
             fresh, margins, success = self.recover(model, clean, findings, session)
-            over = [m - u for m, u in zip(margins, usual, strict=True) if u is not None]
             share = agreement(model, original, probes)
-            told.append(
-                {
-                    "margins": margins,
-                    "excess": max(over, default=None),
-                    "success": success,
-                    "agreement": share,
-                }
-            )
+            told.append({"margins": margins, "success": success, "agreement": share})
             return fresh
 
         fresh = look()
@@ -184,32 +174,20 @@ class Restore(Method):
             if number and told[-1]["agreement"] < self.agreement_limit:
                 model.load_state_dict(previous)
                 return told[:-1]
-            if self.done(told):
+            if self.done(told, findings[0].all_to_all):
                 break
         return told
 
-    def done(self, told: list[dict[str, Any]]) -> bool:
+    def done(self, told: list[dict[str, Any]], all_to_all: bool = False) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
 
-        The excess of their margins over the usual says so; where there was none from the start, or nothing
-        to compare with, their success does.
+        Their largest margin says so; for all-to-all, where it is negative from the start, their success does.
         """
         first, last = told[0], told[-1]
-        if first["excess"] is not None and first["excess"] > 0:
-            return last["excess"] <= self.excess_share * first["excess"]
+        strongest = max(first["margins"])
+        if not all_to_all and strongest > 0:
+            return max(last["margins"]) <= self.margin_share * strongest
         return last["success"] <= self.success_share * first["success"]
-
-    def usual(
-        self, model: nn.Module, clean: CleanImages, finding: Finding, generator: torch.Generator
-    ) -> float | None:
-        """Return the margin that triggers at the finding's place have for the median other class, at least 0.
-
-        ``None`` for all-to-all, which has no other.
-        """
-        if not finding.others:
-            return None
-        goals = torch.tensor(finding.others, device=clean.labels.device)
-        return max(0.0, self._strong(model, clean, finding, goals, generator)[1].median().item())
 
     def recover(
         self, model: nn.Module, clean: CleanImages, findings: tuple[Finding, ...], session: Session
@@ -247,7 +225,7 @@ class Restore(Method):
         """Solve each layer in turn, in place; ``model`` starts equal to ``original``."""
         plain, benign, calm = (varied(clean, self.num_images, generator) for _ in range(3))
         pairs = torch.cat([benign, apply_random(pool, benign, generator)], dim=1)
-        benign, triggered = random_flip(pairs, generator).chunk(2, dim=1)
+        benign, triggered = random_flip(pairs, generator, clean.flip).chunk(2, dim=1)
         noisy = noise(calm, generator, self.noise)
         rows = LayerRows(self.rows_per_image, generator)
         chosen = {name: original.get_submodule(name) for name in layers}
@@ -289,7 +267,7 @@ def agreement(model: nn.Module, original: nn.Module, images: Tensor) -> float:
 def varied(clean: CleanImages, count: int, generator: torch.Generator) -> Tensor:
     """Return ``count`` images made of the few: crops, flips, light, contrast; three in ten mixed in pairs."""
     index = torch.randint(len(clean), (count,), generator=generator).to(clean.labels.device)
-    images = random_flip(clean.images[index], generator)
+    images = random_flip(clean.images[index], generator, clean.flip)
     images = jitter(random_resized_crop(images, generator, scale=(0.6, 1.0)), generator)
     mixed = torch.rand(count, 1, 1, 1, generator=generator).to(images) < 0.3
     return torch.where(mixed, mixup(images, generator)[0], images)

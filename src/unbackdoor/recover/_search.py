@@ -195,7 +195,7 @@ def measure(
 def draw(clean: CleanImages, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw a batch without replacement, lightly augmented: ((n, C, H, W), (n,)), n = min(batch, N)."""
     index = torch.randperm(len(clean), generator=generator)[:batch].to(clean.labels.device)
-    images = random_flip(clean.images[index], generator)
+    images = random_flip(clean.images[index], generator, clean.flip)
     return random_resized_crop(images, generator, scale=(0.8, 1.0)), clean.labels[index]
 
 

@@ -1,16 +1,14 @@
 """Is there a backdoor, and to which class? A goal is suspicious if it is far too easy to reach.
 
 Goals are the classes, and beside them the label map of all-to-all backdoors, "every class to the next".
-
-A faint trigger over the whole image may need no less than chance finds for any class: its minimal size tells
-nothing. But with a backdoor the margin grows on and on; so where no size stands apart, the margins that an
-ample budget allows are compared.
+Two statistics answer in turn: minimal sizes (``_sizes``) and, where none stands apart, the largest margins
+within an ample budget (``_margins``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,34 +16,11 @@ from torch import nn
 
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import FAMILIES, Additive, Family
-from unbackdoor.recover._search import Minimal, measure, minimal_triggers, strengthen
+from unbackdoor.recover._margins import leader
+from unbackdoor.recover._search import Minimal, minimal_triggers
+from unbackdoor.recover._sizes import Sizes, search_sizes
 
-SMALL = 0.45
-"""A target's minimal trigger is at most this share of the median class's."""
-SMALL_OF_FINALISTS = 0.55
-"""The same where the median is that of the finalists, the easiest of many classes."""
-GAP = 0.62
-"""… and at most this share of the next larger one's: a target stands apart, similar classes do not."""
-REACHED = 0.5
-"""Share of images that a minimal trigger must move to count as one. A search that has not got there yet
-tells a size that is still growing; it serves as a lower bound for the classes compared with."""
-SHIFTED = 0.4
-"""The same for all-to-all: such backdoors rarely move every image, and by chance hardly any is moved."""
-SHIFT_STEPS, SHIFT_BATCH = 2, 2.4
-"""All-to-all is one goal, and a hard one: times the steps and the batch of a class."""
 LEAST_CLASSES = 4
-MOST_TARGETS = 3
-ALIKE = 1.3
-"""Several targets are about as easy as each other: no larger than this times the smallest."""
-BUDGET = 2.0
-"""The ample budget, in minimal sizes of the median class."""
-LEAD = 1.45
-"""A class's largest margin there is at least this times the next one's."""
-REPEATS = 2
-"""Searches a class, whose margins are averaged."""
-FINALISTS = 10
-HEAT = 0.2
-"""Share of the steps after which the finalists are picked."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +33,7 @@ class Finding:
         family: the family; size: of its minimal trigger.
         median: size of the median class among those searched to the end; ratio: size / median.
         params: the minimal trigger, in the family's parameters (K = 1).
-        others: the classes it was compared with; none for all-to-all.
-        lead: where the size does not tell, the largest margin divided by the next class's.
+        lead: where no size stands apart, the goal's largest margin divided by the next class's.
     """
 
     goal: int
@@ -68,7 +42,6 @@ class Finding:
     size: float
     median: float
     params: list[torch.Tensor]
-    others: tuple[int, ...] = ()
     lead: float | None = None
 
     @property
@@ -151,8 +124,7 @@ def examine(
     References:
         Wang et al., *Neural Cleanse*, S&P 2019. Differs: a gap to the next class beside the ratio to the
         median in place of the MAD index alone, which on ten classes is mostly noise; additive triggers and
-        warps beside patches; all-to-all beside single targets. Wang et al., *MM-BD*, S&P 2024 (the largest
-        margin as the statistic). Differs: of a trigger for all images within a budget, not of a free input.
+        warps beside patches; all-to-all beside single targets.
     """
     for _ in range(attempts):
         verdict = _attempt(model, clean, generator, families, steps, batch, tell)
@@ -170,139 +142,61 @@ def _attempt(
     batch: int,
     tell: Callable[[int, int], None],
 ) -> Verdict:
-    """Search every family once."""
-    findings: list[Finding] = []
-    sizes: dict[str, dict[int, float]] = {}
-    sums: list[tuple[Additive, Minimal]] = []
+    """Search every family once; margins only where no size stands apart."""
+    searched: list[Sizes] = []
     for done, family in enumerate(families, start=1):
-        minimal = _tournament(model, clean, family, generator, steps, batch)
-        shift = _shift(model, clean, family, generator, steps, batch)
-        found = zip(
-            minimal.goals.tolist() + shift.goals.tolist(), [*minimal.sizes, *shift.sizes], strict=True
-        )
-        sizes[family.name] = {goal: size.item() for goal, size in found}
-        findings += _all_to_all(shift, minimal, family) + _apart(minimal, family, clean.num_classes)
-        sums += [(family, minimal)] if isinstance(family, Additive) else []
+        searched.append(search_sizes(model, clean, family, generator, steps=steps, batch=batch))
         tell(done, len(families))
-    for family, minimal in [] if findings else sums:
-        findings += _leading(model, clean, family, minimal, generator, steps, batch)
-    single = [finding for finding in findings if not finding.all_to_all]
-    return Verdict(tuple(single or findings), sizes)
+    sizes = {found.family.name: found.to_dict() for found in searched}
+    if clean.num_classes < LEAST_CLASSES:
+        return Verdict((), sizes)
+    targets = {goal for found in searched for goal in found.apart()}
+    findings = _single(searched, targets) or [_shift(found) for found in searched if found.shifts()]
+    if not findings:
+        findings = _led(model, clean, searched, generator, steps, batch)
+    return Verdict(tuple(findings), sizes)
 
 
-def _tournament(
-    model: nn.Module, clean: CleanImages, family: Family, generator: torch.Generator, steps: int, batch: int
-) -> Minimal:
-    """Search all classes for a while, and only those with the smallest triggers to the end."""
-    classes = torch.arange(clean.num_classes, device=clean.labels.device)
-    heat = steps if len(classes) <= FINALISTS else max(1, round(HEAT * steps))
-    minimal = minimal_triggers(model, clean, family, classes, generator, steps=heat, batch=batch)
-    if heat == steps:
-        return minimal
-    finalists = minimal.rows(minimal.sizes.argsort()[:FINALISTS].sort().values)
-    return minimal_triggers(
-        model, clean, family, finalists.goals, generator, steps=steps - heat, batch=batch, warm=finalists
-    )
+def _single(searched: Sequence[Sizes], targets: set[int]) -> list[Finding]:
+    """Return the targets' findings: of every family that has small triggers for them.
 
-
-def _shift(
-    model: nn.Module, clean: CleanImages, family: Family, generator: torch.Generator, steps: int, batch: int
-) -> Minimal:
-    """Search the smallest trigger that sends every class to the one after it."""
-    goal = torch.tensor([clean.num_classes], device=clean.labels.device)
-    sizes = {"steps": round(SHIFT_STEPS * steps), "batch": round(SHIFT_BATCH * batch)}
-    return minimal_triggers(model, clean, family, goal, generator, enough=SHIFTED, **sizes)
-
-
-def _all_to_all(shift: Minimal, classes: Minimal, family: Family) -> list[Finding]:
-    """Return the finding "all-to-all" if a trigger for it is hardly larger than one for the median class.
-
-    Clean networks need about twice as much with ten classes and ten times as much with 43, so what counts as
-    hardly larger grows with the number of classes: 0.6 times the median with ten, twice with 43.
+    A family where the target has no clear gap to the next class helps to erase all the same.
     """
-    median, num_classes = classes.sizes.median().item(), int(shift.goals)
-    limit = GAP * median * (num_classes / 10) ** 0.75
-    easy = shift.success.item() >= 0.75 * SHIFTED and shift.sizes.item() <= limit
-    enough_classes = num_classes >= LEAST_CLASSES
-    return [_finding(shift, 0, family, median, True)] if easy and enough_classes else []
+    small = [(found, goal) for found in searched for goal in sorted(targets) if found.small(goal)]
+    return [_finding(found.family, found.classes, goal, found.median) for found, goal in small]
 
 
-def _apart(minimal: Minimal, family: Family, num_classes: int) -> list[Finding]:
-    """Return the classes that stand apart, if any."""
-    if num_classes < LEAST_CLASSES:
-        return []
-    share = SMALL if len(minimal.goals) == num_classes else SMALL_OF_FINALISTS
-    median = minimal.sizes.median().item()
-    rows = _first_gap(minimal.sizes, minimal.success >= REACHED, share * median)
-    return [_finding(minimal, row, family, median, False) for row in rows]
-
-
-def _leading(
+def _led(
     model: nn.Module,
     clean: CleanImages,
-    family: Additive,
-    minimal: Minimal,
+    searched: Sequence[Sizes],
     generator: torch.Generator,
     steps: int,
     batch: int,
 ) -> list[Finding]:
-    """Return the class whose strongest triggers within an ample budget lead all others', if any.
-
-    All classes are searched: one whose small triggers are not easy need not be among the finalists. Margins
-    are compared where most classes are reached: near the border their ratio is noise.
-    """
-    if clean.num_classes < LEAST_CLASSES:
-        return []
-    median = minimal.sizes.median()
-    margins, success = _largest_margins(model, clean, family, BUDGET * median, generator, steps // 2, batch)
-    (best, second), goals = margins.topk(2)
-    if success.median() < REACHED or second <= 0 or best < LEAD * second:
-        return []
-    finalists = minimal.goals.tolist()
-    goal = int(goals[0])
-    others = tuple(other for other in finalists if other != goal)
-    if goal not in finalists:
-        sizes = {"steps": steps, "batch": batch}
-        minimal = minimal_triggers(model, clean, family, goals[:1], generator, **sizes)
-    row = minimal.goals.tolist().index(goal)
-    finding = _finding(minimal, row, family, median.item(), False)
-    return [replace(finding, others=others, lead=(best / second).item())]
-
-
-def _largest_margins(
-    model: nn.Module,
-    clean: CleanImages,
-    family: Additive,
-    budget: torch.Tensor,
-    generator: torch.Generator,
-    steps: int,
-    batch: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return every class's margin within the budget and the share of images moved, means over searches."""
-    figures = []
-    goals = torch.arange(clean.num_classes, device=clean.labels.device)
-    for some in goals.repeat(REPEATS).split(REPEATS * FINALISTS):
-        found = strengthen(model, clean, family, budget, some, generator, steps=max(1, steps), batch=batch)
-        figures.append(torch.stack(measure(model, clean, found[0], some)))
-    return tuple(torch.cat(figures, dim=1).view(2, REPEATS, -1).mean(1))
-
-
-def _first_gap(sizes: torch.Tensor, reached: torch.Tensor, limit: float) -> list[int]:
-    """Return the rows before the first gap among the smallest, those that are much like the smallest.
-
-    All before the gap must be reached and within ``limit``.
-    """
-    order = sizes.argsort().tolist()
-    for last in range(min(MOST_TARGETS, len(order) - 1)):
-        size = sizes[order[last]].item()
-        if size > limit or not reached[order[last]]:
-            return []
-        if size <= GAP * sizes[order[last + 1]].item():
-            return [row for row in order[: last + 1] if sizes[row] <= ALIKE * sizes[order[0]]]
+    """Return the findings of the class that leads in the margin of additive triggers, if any."""
+    for sums in (found for found in searched if isinstance(found.family, Additive)):
+        half = {"steps": steps // 2, "batch": batch}
+        first = leader(model, clean, sums.family, sums.median, generator, **half)
+        if first is not None:
+            goal = torch.tensor([first.goal], device=clean.labels.device)
+            minimal = sums.classes
+            if sums.row(first.goal) is None:
+                options = {"steps": steps, "batch": batch}
+                minimal = minimal_triggers(model, clean, sums.family, goal, generator, **options)
+            others = [found for found in searched if found is not sums]
+            own = _finding(sums.family, minimal, first.goal, sums.median, first.lead)
+            return [own, *_single(others, {first.goal})]
     return []
 
 
-def _finding(minimal: Minimal, row: int, family: Family, median: float, all_to_all: bool) -> Finding:
-    goal, size = int(minimal.goals[row]), minimal.sizes[row].item()
-    others = tuple(other for other in minimal.goals.tolist() if other != goal)
-    return Finding(goal, all_to_all, family, size, median, minimal.of(row), others)
+def _finding(
+    family: Family, minimal: Minimal, goal: int, median: float, lead: float | None = None
+) -> Finding:
+    row = minimal.goals.tolist().index(goal)
+    return Finding(goal, False, family, minimal.sizes[row].item(), median, minimal.of(row), lead)
+
+
+def _shift(found: Sizes) -> Finding:
+    size = found.shift.sizes.item()
+    return Finding(found.num_classes, True, found.family, size, found.median, found.shift.of(0))

@@ -1,0 +1,84 @@
+"""The second statistic of the verdict: how large a margin does each class reach within an ample budget?
+
+A faint trigger over the whole image may need no less than chance finds for any class: its minimal size tells
+nothing. But with a backdoor the margin grows on and on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._clean import CleanImages
+from unbackdoor.recover._families import Additive
+from unbackdoor.recover._search import measure, strengthen
+
+BUDGET = 2.0
+"""The ample budget, in minimal sizes of the median class."""
+LEAD = 1.45
+"""A class's largest margin there is at least this times the next one's."""
+REACHED = 0.5
+"""Share of images moved by the median class's triggers: near the border the ratio of margins is noise."""
+REPEATS = 2
+"""Searches a class, whose margins are averaged."""
+AT_ONCE = 20
+"""Searches side by side."""
+
+
+@dataclass(frozen=True)
+class Leader:
+    """The class whose margin leads, and its margin divided by the next class's."""
+
+    goal: int
+    lead: float
+
+
+def leader(
+    model: nn.Module,
+    clean: CleanImages,
+    family: Additive,
+    median: float,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    batch: int,
+) -> Leader | None:
+    """Return the class whose strongest triggers within the budget lead all others', if any.
+
+    All classes are searched: one whose small triggers are not easy need not be among the finalists.
+
+    Args:
+        model, clean, family, generator, batch: as for ``strengthen``.
+        median: minimal size of the median class; steps: Adam steps, at least one is made.
+
+    References:
+        Wang et al., *MM-BD*, S&P 2024 (the largest margin as the statistic). Differs: of a trigger for all
+        images within a budget, not of a free input.
+    """
+    budget = torch.tensor(BUDGET * median).to(clean.images)
+    margins, success = _largest(model, clean, family, budget, generator, max(1, steps), batch)
+    (best, second), goals = margins.topk(2)
+    if success.median() < REACHED or second <= 0 or best < LEAD * second:
+        return None
+    return Leader(int(goals[0]), (best / second).item())
+
+
+def _largest(
+    model: nn.Module,
+    clean: CleanImages,
+    family: Additive,
+    budget: Tensor,
+    generator: torch.Generator,
+    steps: int,
+    batch: int,
+) -> tuple[Tensor, Tensor]:
+    """Return every class's margin within the budget and the share of images moved, means over searches."""
+    figures = []
+    goals = torch.arange(clean.num_classes, device=clean.labels.device)
+    for some in goals.repeat(REPEATS).split(AT_ONCE):
+        triggers, _, _ = strengthen(model, clean, family, budget, some, generator, steps=steps, batch=batch)
+        figures.append(torch.stack(measure(model, clean, triggers, some)))
+    margins, success = torch.cat(figures, dim=1).view(2, REPEATS, -1).mean(1)
+    return margins, success

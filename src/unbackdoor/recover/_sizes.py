@@ -1,0 +1,140 @@
+"""The first statistic of the verdict: how small a trigger does each goal need, which goals stand apart?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._clean import CleanImages
+from unbackdoor.recover._families import Family
+from unbackdoor.recover._search import Minimal, minimal_triggers
+
+SMALL = 0.45
+"""A target's minimal trigger is at most this share of the median class's."""
+SMALL_OF_FINALISTS = 0.55
+"""The same where the median is that of the finalists, the easiest of many classes."""
+GAP = 0.62
+"""… and at most this share of the next larger one's: a target stands apart, similar classes do not."""
+REACHED = 0.5
+"""Share of images that a minimal trigger must move to count as one. A search that has not got there yet
+tells a size that is still growing; it serves as a lower bound for the classes compared with."""
+SHIFTED = 0.4
+"""The same for all-to-all: such backdoors rarely move every image, and by chance hardly any is moved."""
+SHIFT_STEPS, SHIFT_BATCH = 2, 2.4
+"""All-to-all is one goal, and a hard one: times the steps and the batch of a class."""
+MOST_TARGETS = 3
+ALIKE = 1.3
+"""Several targets are about as easy as each other: no larger than this times the smallest."""
+FINALISTS = 10
+HEAT = 0.2
+"""Share of the steps after which the finalists are picked."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Minimal triggers of one family.
+
+    Attributes:
+        family: the family.
+        classes: triggers of the classes searched to the end, the finalists; shift: that of all-to-all, K = 1.
+        num_classes: of the network.
+    """
+
+    family: Family
+    classes: Minimal
+    shift: Minimal
+    num_classes: int
+
+    @property
+    def median(self) -> float:
+        """Size of the median finalist."""
+        return self.classes.sizes.median().item()
+
+    @property
+    def limit(self) -> float:
+        """Largest size that a target can have."""
+        every = len(self.classes.goals) == self.num_classes
+        return (SMALL if every else SMALL_OF_FINALISTS) * self.median
+
+    def row(self, goal: int) -> int | None:
+        """Return the class's row; ``None`` if it is no finalist."""
+        goals = self.classes.goals.tolist()
+        return goals.index(goal) if goal in goals else None
+
+    def small(self, goal: int) -> bool:
+        """Tell whether a class is reached by a trigger no larger than a target's can be."""
+        row = self.row(goal)
+        return row is not None and bool(self._reached[row]) and self.classes.sizes[row].item() <= self.limit
+
+    def apart(self) -> list[int]:
+        """Return the classes that stand apart: before the first gap, and much like the smallest.
+
+        All before the gap must be small.
+        """
+        sizes, goals = self.classes.sizes, self.classes.goals
+        order = sizes.argsort().tolist()
+        for last in range(min(MOST_TARGETS, len(order) - 1)):
+            if not self.small(int(goals[order[last]])):
+                return []
+            if sizes[order[last]] <= GAP * sizes[order[last + 1]]:
+                return [int(goals[row]) for row in order[: last + 1] if sizes[row] <= ALIKE * sizes[order[0]]]
+        return []
+
+    def shifts(self) -> bool:
+        """Tell whether a trigger for all-to-all is hardly larger than one for the median class.
+
+        Clean networks need about twice as much with ten classes and ten times as much with 43, so what counts
+        as hardly larger grows with the number of classes: 0.6 times the median with ten, twice with 43.
+        """
+        limit = GAP * self.median * (self.num_classes / 10) ** 0.75
+        return self.shift.success.item() >= 0.75 * SHIFTED and self.shift.sizes.item() <= limit
+
+    def to_dict(self) -> dict[int, float]:
+        """Return {goal: size}, all-to-all as the goal past the last class."""
+        goals = self.classes.goals.tolist() + self.shift.goals.tolist()
+        return dict(zip(goals, torch.cat([self.classes.sizes, self.shift.sizes]).tolist(), strict=True))
+
+    @property
+    def _reached(self) -> Tensor:
+        return self.classes.success >= REACHED
+
+
+def search_sizes(
+    model: nn.Module,
+    clean: CleanImages,
+    family: Family,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    batch: int,
+) -> Sizes:
+    """Search the minimal triggers of one family; arguments as for ``minimal_triggers``."""
+    classes = _tournament(model, clean, family, generator, steps, batch)
+    shift = _shift(model, clean, family, generator, steps, batch)
+    return Sizes(family, classes, shift, clean.num_classes)
+
+
+def _tournament(
+    model: nn.Module, clean: CleanImages, family: Family, generator: torch.Generator, steps: int, batch: int
+) -> Minimal:
+    """Search all classes for a while, and only those with the smallest triggers to the end."""
+    classes = torch.arange(clean.num_classes, device=clean.labels.device)
+    heat = steps if len(classes) <= FINALISTS else max(1, round(HEAT * steps))
+    minimal = minimal_triggers(model, clean, family, classes, generator, steps=heat, batch=batch)
+    if heat == steps:
+        return minimal
+    finalists = minimal.rows(minimal.sizes.argsort()[:FINALISTS].sort().values)
+    return minimal_triggers(
+        model, clean, family, finalists.goals, generator, steps=steps - heat, batch=batch, warm=finalists
+    )
+
+
+def _shift(
+    model: nn.Module, clean: CleanImages, family: Family, generator: torch.Generator, steps: int, batch: int
+) -> Minimal:
+    """Search the smallest trigger that sends every class to the one after it."""
+    goal = torch.tensor([clean.num_classes], device=clean.labels.device)
+    sizes = {"steps": round(SHIFT_STEPS * steps), "batch": round(SHIFT_BATCH * batch)}
+    return minimal_triggers(model, clean, family, goal, generator, enough=SHIFTED, **sizes)
