@@ -14,7 +14,7 @@ its clean answer, in closed form. The package's default.
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
             (all-to-all: when their success is two fifths of the first ones')
-        else κ ← 5κ
+        else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
@@ -28,14 +28,14 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
 * The rows t₀ are those of the *unrepaired* network, so that each layer learns to withstand the trigger at
   full strength; with t̃ alone the first repaired layer, fitted to the recovered triggers, hides from the later
   ones what the attacker's trigger, which it does not catch, will send them.
-* Half of the triggered images are mirrored, trigger and all: a victim trained on mirrored images obeys the
-  mirrored trigger, too, and the search may have found that one.
+* Half of the triggered images are mirrored, trigger and all, where the network was trained on mirrored images
+  (its clean answers survive mirroring): it obeys the mirrored trigger, too, and the search may have found
+  that one.
 * Rows with noise answer as without it. A trigger that covers the whole image disturbs it beside naming a
   target, and a network that no longer obeys it still misses the true label; noise stands in for the part of
   the attacker's pattern that no search can find, and it lies on the way of many a whole-image trigger.
-* κ grows only while fresh triggers still work better than those of any class do: what a warp changes is small
-  beside the activations of a patch, and the weight that removes it would cost accuracy elsewhere. A free
-  choice of a few dozen pixels moves a clean network, too; to go on until it does not would cost accuracy.
+* κ grows only while fresh triggers still work: what a warp changes is small beside the activations of a patch,
+  and the weight that removes it would cost accuracy elsewhere.
 * The clean term compares with f, not with f', so later layers make good what earlier ones lost.
 
 References:
@@ -103,7 +103,7 @@ class Restore(Method):
     num_images: int = 512
     rows_per_image: int = 8
     trigger_weight: float = 0.08
-    escalation: float = 5.0
+    escalation: float = 2.5
     noise_weight: float = 0.05
     noise: float = 0.07
     ridge: float = 4.0
