@@ -34,7 +34,7 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
 * Rows with noise answer as without it. A trigger that covers the whole image disturbs it beside naming a
   target, and a network that no longer obeys it still misses the true label; noise stands in for the part of
   the attacker's pattern that no search can find, and it lies on the way of many a whole-image trigger.
-* κ grows only while fresh triggers still work: what a warp changes is small beside the activations of a patch,
+* κ grows only while fresh triggers still work: what a warp changes is small beside a patch's activations,
   and the weight that removes it would cost accuracy elsewhere.
 * The clean term compares with f, not with f', so later layers make good what earlier ones lost.
 
