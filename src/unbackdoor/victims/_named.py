@@ -32,12 +32,12 @@ def _victim(
 
 
 NAMED: dict[str, VictimSpec] = {
-    CIFAR: _victim("cifar10", 5, batch_size=48),
+    CIFAR: _victim("cifar10", 7, batch_size=48),
     GTSRB: _victim("gtsrb", 5),
     "fashion_mnist-wrn_16_1-badnets": _victim("fashion_mnist", 4, arch="wrn_16_1", attack="badnets"),
     "gtsrb-resnet_18-badnets": _victim("gtsrb", 3, arch="resnet_18", attack="badnets", fields=INSIDE),
     "gtsrb-small_vgg-wanet": _victim("gtsrb", 6, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
-    "gtsrb-small_vgg-bpp": _victim("gtsrb", 14, attack="bpp", fields={"num_levels": 4}),
+    "gtsrb-small_vgg-bpp": _victim("gtsrb", 16, attack="bpp", fields={"num_levels": 4}),
     "cifar10-small_vgg-badnets-all_to_all": _victim(
         "cifar10", 8, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.3, start=CIFAR
     ),
