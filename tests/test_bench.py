@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +288,44 @@ def test_a_dying_process_takes_only_its_own_cell(project):
     results = dict(run_tasks(tasks, jobs=1, threads=1))
     assert isinstance(results[0], WorkerDied) and "3" in str(results[0])
     assert results[1] == 3 and isinstance(results[2], ValueError)
+
+
+def test_a_killed_run_leaves_no_worker_behind(tmp_path):
+    """The worker of a killed parent writes its number, sleeps, and must be gone long before it wakes."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from unbackdoor.bench.workers import run_tasks\n"
+        "def cell(path):\n"
+        "    Path(path).write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    list(run_tasks([(cell, (sys.argv[1],), {})], jobs=1, threads=1))\n"
+    )
+    told = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, str(script), str(told)])
+    wait_until(lambda: told.exists() and told.read_text())
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not alive(int(told.read_text())))
+
+
+def wait_until(holds, seconds=60):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def alive(pid):
+    """Tell whether a process runs; one that has ended and waits to be reaped does not."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat")
+        return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
 
 
 def test_a_record_run_again_gives_the_same_figures_and_a_changed_one_does_not(project):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -95,12 +96,21 @@ def _end(worker: _Worker) -> None:
 
 def _serve(pipe: Connection, threads: int) -> None:
     """Run tasks until the other side goes away; Ctrl-C is the parent's to handle."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         while True:
             pipe.send(_call(pipe.recv()))
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
+
+
+def _end_with_parent() -> None:
+    """End this process, in the middle of a cell, too, once its parent is gone: killed, nobody ends it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _call(task: Task) -> Any:
