@@ -22,7 +22,7 @@ from unbackdoor.recover import (
 from unbackdoor.recover._margins import leader
 from unbackdoor.recover._search import measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes
-from unbackdoor.recover._verdict import Finding, Verdict, _led, _shift, _single, examine
+from unbackdoor.recover._verdict import _led, _shift, _single, examine
 
 SHAPE = (3, 8, 8)
 
@@ -198,10 +198,10 @@ def test_all_to_all_must_be_hardly_larger_than_the_median_class(
 
 
 def test_where_nothing_is_found_all_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing = Verdict((), {})
-    found = Verdict((Finding(1, False, Patch(), 2.0, 10.0, minimal([1], [2.0]).of(0)),), {})
-    left = [nothing, found, nothing]
-    monkeypatch.setattr(_verdict, "_attempt", lambda *_: left.pop(0))
+    alike = [sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0])]
+    apart = [sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 2.0, 10.0, 11.0, 12.0])]
+    left = [alike, apart, alike]
+    monkeypatch.setattr(_verdict, "_search", lambda *_: left.pop(0))
     clean = CleanImages(torch.zeros(5, *SHAPE), torch.arange(5), 5)
-    assert examine(Shifter(), clean, generator()) is found
-    assert left == [nothing]
+    assert [finding.goal for finding in examine(Shifter(), clean, generator()).findings] == [1]
+    assert left == [alike]

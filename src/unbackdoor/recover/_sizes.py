@@ -83,13 +83,11 @@ class Sizes:
         return []
 
     def shifts(self) -> bool:
-        """Tell whether a trigger for all-to-all is hardly larger than one for the median class.
+        """Tell whether a trigger for all-to-all is smaller than one for the median class, by the gap.
 
-        Clean networks need about twice as much with ten classes and ten times as much with 43, so what counts
-        as hardly larger grows with the number of classes: 0.6 times the median with ten, twice with 43.
+        Clean networks need about twice as much with ten classes and three times or more with 43.
         """
-        limit = GAP * self.median * (self.num_classes / 10) ** 0.75
-        return self.shift.success.item() >= 0.75 * SHIFTED and self.shift.sizes.item() <= limit
+        return self.shift.success.item() >= 0.75 * SHIFTED and self.shift.sizes.item() <= GAP * self.median
 
     def to_dict(self) -> dict[int, float]:
         """Return {goal: size}, all-to-all as the goal past the last class."""

@@ -105,8 +105,9 @@ def examine(
 ) -> Verdict:
     """Search minimal triggers of every goal in every family and name the goals that stand apart.
 
-    A search can end beside the attacker's trigger, in a local minimum; where nothing is found, all is
-    searched again from other starts.
+    A search can end beside the attacker's trigger, in a local minimum; where no size stands apart, all is
+    searched again from other starts. Margins are asked last: they tell a target, but not the patch that
+    carries over best.
 
     Args:
         model: in eval mode; its parameters need no gradient.
@@ -114,7 +115,7 @@ def examine(
         generator: the only source of randomness.
         families: spaces of triggers, searched one after the other.
         steps: Adam steps a family; batch: images a step and goal.
-        attempts: searches at most, the later ones only while nothing is found, at least 1.
+        attempts: searches at most, the later ones only while no size stands apart, at least 1.
         tell: called with (families done, families in all) of the attempt.
 
     Returns:
@@ -127,13 +128,16 @@ def examine(
         warps beside patches; all-to-all beside single targets.
     """
     for _ in range(attempts):
-        verdict = _attempt(model, clean, generator, families, steps, batch, tell)
-        if verdict.backdoored:
+        searched = _search(model, clean, generator, families, steps, batch, tell)
+        findings = _by_size(searched) if clean.num_classes >= LEAST_CLASSES else []
+        if findings:
             break
-    return verdict
+    if not findings and clean.num_classes >= LEAST_CLASSES:
+        findings = _led(model, clean, searched, generator, steps, batch)
+    return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in searched})
 
 
-def _attempt(
+def _search(
     model: nn.Module,
     clean: CleanImages,
     generator: torch.Generator,
@@ -141,20 +145,19 @@ def _attempt(
     steps: int,
     batch: int,
     tell: Callable[[int, int], None],
-) -> Verdict:
-    """Search every family once; margins only where no size stands apart."""
-    searched: list[Sizes] = []
+) -> list[Sizes]:
+    """Search every family once."""
+    searched = []
     for done, family in enumerate(families, start=1):
         searched.append(search_sizes(model, clean, family, generator, steps=steps, batch=batch))
         tell(done, len(families))
-    sizes = {found.family.name: found.to_dict() for found in searched}
-    if clean.num_classes < LEAST_CLASSES:
-        return Verdict((), sizes)
+    return searched
+
+
+def _by_size(searched: Sequence[Sizes]) -> list[Finding]:
+    """Return the findings of the targets that stand apart, or else of all-to-all, if any."""
     targets = {goal for found in searched for goal in found.apart()}
-    findings = _single(searched, targets) or [_shift(found) for found in searched if found.shifts()]
-    if not findings:
-        findings = _led(model, clean, searched, generator, steps, batch)
-    return Verdict(tuple(findings), sizes)
+    return _single(searched, targets) or [_shift(found) for found in searched if found.shifts()]
 
 
 def _single(searched: Sequence[Sizes], targets: set[int]) -> list[Finding]:
