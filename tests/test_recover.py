@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from unbackdoor._clean import CleanImages
+from unbackdoor._clean import CleanImages, collect
 from unbackdoor.recover import (
     Additive,
     Displacement,
@@ -20,7 +22,7 @@ from unbackdoor.recover import (
     strengthen,
 )
 from unbackdoor.recover._margins import leader
-from unbackdoor.recover._search import measure, minimal_triggers, wanted_labels
+from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes
 from unbackdoor.recover._verdict import _led, _shift, _single, examine
 
@@ -205,3 +207,29 @@ def test_where_nothing_is_found_all_is_searched_again(monkeypatch: pytest.Monkey
     clean = CleanImages(torch.zeros(5, *SHAPE), torch.arange(5), 5)
     assert [finding.goal for finding in examine(Shifter(), clean, generator()).findings] == [1]
     assert left == [alike]
+
+
+class Looks(torch.nn.Module):
+    """Says whether the left half is brighter than 0.5 (class 1); with ``both``, whether the whole is."""
+
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(20.0))
+        self.width = SHAPE[2] if both else SHAPE[2] // 2
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        bright = images[..., : self.width].mean(dim=(1, 2, 3)) - 0.5
+        return self.weight * torch.stack([-bright, bright], dim=1)
+
+
+@pytest.mark.parametrize(("both", "flip"), [(True, 0.5), (False, 0.0)])
+def test_images_are_mirrored_only_where_the_networks_answers_survive_it(both: bool, flip: float) -> None:
+    images = torch.zeros(8, *SHAPE)
+    images[:4, ..., : SHAPE[2] // 2] = 1.0
+    images[4:, ..., SHAPE[2] // 2 :] = 0.3
+    clean = collect(Looks(both), images, torch.tensor([1, 1, 1, 1, 0, 0, 0, 0]))
+    assert clean.flip == flip
+    left = replace(clean, images=images[:4], labels=clean.labels[:4])
+    drawn, _ = draw(left, 4, generator())
+    mirrored = drawn[..., 0].mean(dim=(1, 2)) < drawn[..., -1].mean(dim=(1, 2))
+    assert bool(mirrored.any()) is both
