@@ -10,7 +10,6 @@ from torch import nn
 from unbackdoor import UnbackdoorError, purify
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods import Restore
-from unbackdoor.recover import Finding, Patch
 
 CLASSES = 6
 
@@ -108,33 +107,21 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
 
 
 @pytest.mark.parametrize(
-    ("margins", "success", "lead", "all_to_all", "done"),
+    ("margins", "success", "all_to_all", "done"),
     [
-        ([[50.0, 9.0], [4.0, -3.0]], [1.0, 0.9], None, False, True),
-        ([[50.0, 9.0], [-3.0, 6.0]], [1.0, 0.1], None, False, False),
-        ([[50.0, 9.0], [12.0, 0.5]], [1.0, 0.9], 2.0, False, True),
-        ([[50.0, 9.0], [13.0, 0.5]], [1.0, 0.9], 2.0, False, False),
-        ([[2.0, -9.0], [-2.0, -9.0]], [0.6, 0.35], None, True, False),
-        ([[2.0, -9.0], [1.0, -9.0]], [0.6, 0.25], None, True, True),
-        ([[-2.0, -9.0], [-3.0, -9.0]], [0.6, 0.25], None, False, True),
+        ([[50.0, 9.0], [4.0, -3.0]], [1.0, 0.9], False, True),
+        ([[50.0, 9.0], [-3.0, 6.0]], [1.0, 0.1], False, False),
+        ([[2.0], [-2.0]], [0.6, 0.35], True, False),
+        ([[2.0], [1.0]], [0.6, 0.25], True, True),
+        ([[-2.0], [-3.0]], [0.6, 0.25], False, True),
     ],
-    ids=[
-        "little left",
-        "too much",
-        "below the next class",
-        "not below",
-        "a2a moves many",
-        "few",
-        "no margin",
-    ],
+    ids=["little margin left", "too much left", "all-to-all moves many", "few", "no margin ever, few moved"],
 )
 def test_rounds_end_when_fresh_triggers_lost_their_force(
-    margins: list[list[float]], success: list[float], lead: float | None, all_to_all: bool, done: bool
+    margins: list[list[float]], success: list[float], all_to_all: bool, done: bool
 ) -> None:
     told = [{"margins": m, "success": s} for m, s in zip(margins, success, strict=True)]
-    findings = [Finding(1, all_to_all, Patch(), 1.0, 9.0, [], found) for found in (lead, None)]
-    method = Restore(margin_share=0.1, lead_share=0.5, success_share=0.5)
-    assert method.done(told, findings) is done
+    assert Restore(margin_share=0.1, success_share=0.5).done(told, all_to_all) is done
 
 
 def test_add_to_weight_splits_off_the_bias() -> None:

@@ -13,7 +13,7 @@ its clean answer, in closed form. The package's default.
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
-            (a class found by its lead: half the next class's; all-to-all: two fifths of the first success)
+            (all-to-all: when their success is two fifths of the first ones')
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
 
@@ -46,7 +46,6 @@ References:
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -73,7 +72,6 @@ class Restore(Method):
         rounds: R, most rounds of recovery and restoration.
         margin_share: a round is the last once this share is left, in [0, 1], of the first triggers' mean
             margin …
-        lead_share: … for a class found by its lead, this share of the next class's, in [0, 1] …
         success_share: … or, for all-to-all, where margins are negative, of the share of images they moved.
         agreement_limit: a round with a grown κ that agrees with the original on a smaller share of varied
             clean images is taken back, in [0, 1].
@@ -99,7 +97,6 @@ class Restore(Method):
     strong_count: int = 8
     rounds: int = 3
     margin_share: float = 0.02
-    lead_share: float = 0.5
     success_share: float = 0.4
     agreement_limit: float = 0.85
     num_layers: int = 5
@@ -184,26 +181,20 @@ class Restore(Method):
             if number and told[-1]["agreement"] < self.agreement_limit:
                 model.load_state_dict(previous)
                 return told[:-1]
-            if self.done(told, findings):
+            if self.done(told, findings[0].all_to_all):
                 break
         return told
 
-    def done(self, told: list[dict[str, Any]], findings: Sequence[Finding]) -> bool:
+    def done(self, told: list[dict[str, Any]], all_to_all: bool) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
 
-        Their margins say so; for all-to-all, where these are negative from the start, their success does. In
-        the wide place of a class that was found by its lead, every class reaches some margin: the next one's
-        was the first divided by the lead.
+        Their largest margin says so; for all-to-all, where it is negative from the start, their success does.
         """
         first, last = told[0], told[-1]
         strongest = max(first["margins"])
-        if findings[0].all_to_all or strongest <= 0:
+        if all_to_all or strongest <= 0:
             return last["success"] <= self.success_share * first["success"]
-        most = [
-            self.lead_share / finding.lead * margin if finding.lead else self.margin_share * strongest
-            for finding, margin in zip(findings, first["margins"], strict=True)
-        ]
-        return all(margin <= limit for margin, limit in zip(last["margins"], most, strict=True))
+        return max(last["margins"]) <= self.margin_share * strongest
 
     def recover(
         self, model: nn.Module, clean: CleanImages, findings: tuple[Finding, ...], session: Session
