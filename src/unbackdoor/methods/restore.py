@@ -115,14 +115,7 @@ class Restore(Method):
             require(known[name] >= 1, f"{name} must be at least 1", known[name], "1 or more")
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
-        for name in (
-            "margin_share",
-            "lead_share",
-            "success_share",
-            "noise_weight",
-            "noise",
-            "agreement_limit",
-        ):
+        for name in ("margin_share", "success_share", "noise_weight", "noise", "agreement_limit"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
