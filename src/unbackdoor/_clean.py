@@ -13,6 +13,7 @@ from unbackdoor._errors import UnbackdoorError
 MIRRORS_AGREE = 0.65
 """Share of its answers that a network trained on mirrored images keeps under mirroring, at least."""
 MOST_MIRRORED = 256
+"""Images that this is asked on, at most."""
 
 
 @dataclass(frozen=True)
