@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._modes import evaluating
 
 MIRRORS_AGREE = 0.65
 """Share of its answers that a network trained on mirrored images keeps under mirroring, at least."""
@@ -157,12 +158,8 @@ def _flip_share(model: nn.Module, images: Tensor) -> float:
 @torch.no_grad()
 def _answers(model: nn.Module, images: Tensor) -> Tensor:
     """Return what the model gives in eval mode; its modes are put back."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        return model.eval()(images)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model):
+        return model(images)
 
 
 def _check_label_range(labels: Tensor, num_classes: int) -> None:

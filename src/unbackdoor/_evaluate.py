@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._modes import evaluating
 
 Apply = Callable[[Tensor], Tensor]
 Labels = Callable[[Tensor], Tensor]
@@ -131,24 +131,13 @@ def _predict(model: nn.Module, images: Tensor, batch_size: int, apply: Apply | N
     """Return the predicted labels on the CPU: int64 (N,)."""
     weight = next(model.parameters())
     predicted = []
-    with _eval_mode(model):
+    with evaluating(model):
         for batch in images.split(batch_size):
             batch = batch.to(weight.device)
             batch = batch.to(weight.dtype) if batch.is_floating_point() else batch.to(weight.dtype) / 255
             batch = batch if apply is None else apply(batch)
             predicted.append(model(batch).argmax(1).cpu())
     return torch.cat(predicted)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _plain(labels: Tensor) -> Tensor:

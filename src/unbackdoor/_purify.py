@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unbackdoor._clean import CleanImages, collect
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._masks import maskable_weights
+from unbackdoor._modes import evaluating, kept_modes
 from unbackdoor._report import Report, compare, versions
 from unbackdoor.methods import Method, Progress, Session, get_method
 
@@ -116,8 +117,7 @@ def check_model(model: nn.Module) -> None:
 
 def accuracy_on(model: nn.Module, clean: CleanImages) -> float:
     """Return the share of the clean images that get their label, in eval mode, modes kept."""
-    with torch.no_grad(), _kept_flags(model):
-        model.eval()
+    with torch.no_grad(), evaluating(model):
         batches = zip(clean.images.split(256), clean.labels.split(256), strict=True)
         return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(clean)
 
@@ -137,13 +137,11 @@ def _private_copy(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _kept_flags(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
     grads = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
-        yield
+        with kept_modes(model):
+            yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for parameter, flag in grads.items():
             parameter.requires_grad_(flag)
             parameter.grad = None

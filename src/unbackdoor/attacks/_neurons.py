@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._masks import maskable_weights
+from unbackdoor._modes import evaluating
 from unbackdoor.attacks._base import OptimisedTrigger
 from unbackdoor.attacks._patterns import check_range
 
@@ -72,18 +73,6 @@ class NeuronTrigger(OptimisedTrigger):
                 with torch.no_grad():
                     pattern.copy_(project(pattern))
         return pattern.detach()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold the model in eval mode; put every module's own mode back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

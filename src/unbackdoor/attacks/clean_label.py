@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unbackdoor.attacks._neurons import evaluating
+from unbackdoor._modes import evaluating
 from unbackdoor.attacks._patterns import check_choice, check_range
 
 NORMS = ("linf", "l2")

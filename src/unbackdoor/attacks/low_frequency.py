@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unbackdoor._modes import evaluating
 from unbackdoor.attacks._base import OptimisedTrigger, tensor_field
-from unbackdoor.attacks._neurons import BATCH, evaluating
+from unbackdoor.attacks._neurons import BATCH
 from unbackdoor.attacks._patterns import check_range, dct_basis, seeded
 
 
