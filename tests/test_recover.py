@@ -105,38 +105,41 @@ def test_margins_are_measured_on_images_of_other_classes() -> None:
 
 
 class Sums(torch.nn.Module):
-    """Five classes, a pixel each; beyond a threshold class 3 gains ``surplus`` as much as the others."""
+    """A pixel a class; beyond a threshold the last class but one gains ``surplus`` times what others do."""
 
-    def __init__(self, surplus: float) -> None:
+    def __init__(self, surplus: float, classes: int = 5) -> None:
         super().__init__()
-        self.surplus = surplus
+        self.surplus, self.classes = surplus, classes
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = 10 * images[:, 0, 0, :5]
-        beyond = torch.relu(logits[:, 3:4] - 5)
-        return logits + self.surplus * F.pad(beyond, (3, 1))
+        logits = 10 * images[:, 0].flatten(1)[:, : self.classes]
+        beyond = torch.relu(logits[:, -2:-1] - 5)
+        return logits + self.surplus * F.pad(beyond, (self.classes - 2, 1))
+
+
+def one_a_class(classes: int) -> CleanImages:
+    images = torch.zeros(classes, *SHAPE)
+    images[:, 0].flatten(1)[:, :classes] = 0.4 * torch.eye(classes)
+    return CleanImages(images, torch.arange(classes), classes)
 
 
 @pytest.mark.parametrize(
-    ("surplus", "size", "goals"),
-    [(0.0, 0.45, []), (20.0, 0.45, [3]), (20.0, 0.05, [])],
-    ids=["none leads", "one leads", "too small a budget to tell"],
+    ("surplus", "size", "classes", "goals"),
+    [(0.0, 0.45, 5, []), (20.0, 0.45, 5, [3]), (20.0, 0.05, 5, []), (20.0, 0.6, 12, [10])],
+    ids=["none leads", "one leads", "too small a budget to tell", "one leads of many"],
 )
-def test_a_faint_trigger_is_told_by_its_lead_in_margin(surplus: float, size: float, goals: list[int]) -> None:
-    images = torch.zeros(5, *SHAPE)
-    images[:, 0, 0, :5] = 0.4 * torch.eye(5)
-    clean = CleanImages(images, torch.arange(5), 5)
-    found = leader(Sums(surplus), clean, Additive(), size, generator(), steps=40, batch=5)
+def test_a_faint_trigger_is_told_by_its_lead_in_margin(
+    surplus: float, size: float, classes: int, goals: list[int]
+) -> None:
+    model, clean = Sums(surplus, classes), one_a_class(classes)
+    found = leader(model, clean, Additive(), size, generator(), steps=40, batch=5)
     assert ([found.goal] if found else []) == goals
     assert found is None or found.lead > 1.45
 
 
 def test_a_class_that_is_no_finalist_can_lead() -> None:
-    images = torch.zeros(5, *SHAPE)
-    images[:, 0, 0, :5] = 0.4 * torch.eye(5)
-    clean = CleanImages(images, torch.arange(5), 5)
     sums = sizes(Additive(), [0, 1, 2, 4], [0.45] * 4)
-    (found,) = _led(Sums(20.0), clean, [sums], generator(), 80, 5)
+    (found,) = _led(Sums(20.0), one_a_class(5), [sums], generator(), 80, 5)
     assert found.goal == 3 and found.size > 0 and found.median == pytest.approx(0.45)
     assert "times the next class's margin" in found.sentence()
 

@@ -13,7 +13,7 @@ its clean answer, in closed form. The package's default.
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
-            (all-to-all: when their success is two fifths of the first ones')
+            (all-to-all: when their success is three tenths of the first ones')
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
 
@@ -97,9 +97,9 @@ class Restore(Method):
     strong_count: int = 8
     rounds: int = 3
     margin_share: float = 0.02
-    success_share: float = 0.4
+    success_share: float = 0.3
     agreement_limit: float = 0.85
-    num_layers: int = 5
+    num_layers: int = 4
     num_images: int = 512
     rows_per_image: int = 8
     trigger_weight: float = 0.08

@@ -178,19 +178,16 @@ def _led(
     batch: int,
 ) -> list[Finding]:
     """Return the findings of the class that leads in the margin of additive triggers, if any."""
-    for sums in (found for found in searched if isinstance(found.family, Additive)):
-        half = {"steps": steps // 2, "batch": batch}
-        first = leader(model, clean, sums.family, sums.median, generator, **half)
-        if first is not None:
-            goal = torch.tensor([first.goal], device=clean.labels.device)
-            minimal = sums.classes
-            if sums.row(first.goal) is None:
-                options = {"steps": steps, "batch": batch}
-                minimal = minimal_triggers(model, clean, sums.family, goal, generator, **options)
-            others = [found for found in searched if found is not sums]
-            own = _finding(sums.family, minimal, first.goal, sums.median, first.lead)
-            return [own, *_single(others, {first.goal})]
-    return []
+    sums = next((found for found in searched if isinstance(found.family, Additive)), None)
+    first = sums and leader(model, clean, sums.family, sums.median, generator, steps=steps // 2, batch=batch)
+    if first is None:
+        return []
+    minimal = sums.classes
+    if sums.row(first.goal) is None:
+        goal = torch.tensor([first.goal], device=clean.labels.device)
+        minimal = minimal_triggers(model, clean, sums.family, goal, generator, steps=steps, batch=batch)
+    own = _finding(sums.family, minimal, first.goal, sums.median, first.lead)
+    return [own, *_single([found for found in searched if found is not sums], {first.goal})]
 
 
 def _finding(
