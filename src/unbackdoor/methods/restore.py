@@ -46,7 +46,7 @@ References:
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -131,8 +131,7 @@ class Restore(Method):
         details: dict[str, Any] = {"backdoor": verdict.sentence(), "verdict": verdict.to_dict(), "rounds": []}
         layers = self.late_layers(model, clean)
         if verdict.backdoored and layers:
-            original = copy.deepcopy(model)
-            details["rounds"] = self.erase(model, original, layers, clean, verdict.findings, session)
+            details["rounds"] = self.erase(model, layers, clean, verdict.findings, session)
             details["success of triggers found afresh"] = round(details["rounds"][-1]["success"], 3)
         details["restored_layers"] = layers if verdict.backdoored else []
         return details
@@ -145,38 +144,19 @@ class Restore(Method):
     def erase(
         self,
         model: nn.Module,
-        original: nn.Module,
         layers: list[str],
         clean: CleanImages,
         findings: tuple[Finding, ...],
         session: Session,
     ) -> list[dict[str, Any]]:
         """Alternate recovery and restoration until fresh triggers fail; returns one entry a round."""
-        pool: list[Recovered] = []
-        told: list[dict[str, Any]] = []
         probes = varied(clean, self.num_images, session.generator)
-
-        def look() -> list[Recovered]:
-            session.tell("erase", len(told) + 1, self.rounds + 1)
-            fresh, margins, success = self.recover(model, clean, findings, session)
-            share = agreement(model, original, probes)
-            told.append({"margins": margins, "success": success, "agreement": share})
-            return fresh
-
-        fresh = look()
+        repair = _Repair(self, model, copy.deepcopy(model), layers, clean, findings, session, probes)
+        repair.look()
         for number in range(self.rounds):
-            pool += fresh
-            previous = copy.deepcopy(model.state_dict())
-            model.load_state_dict(original.state_dict())
-            heavier = replace(self, trigger_weight=self.trigger_weight * self.escalation**number)
-            heavier.restore(model, original, layers, clean, pool, session.generator)
-            fresh = look()
-            if number and told[-1]["agreement"] < self.agreement_limit:
-                model.load_state_dict(previous)
-                return told[:-1]
-            if self.done(told, findings[0].all_to_all):
+            if not repair.attempt(number):
                 break
-        return told
+        return repair.told
 
     def done(self, told: list[dict[str, Any]], all_to_all: bool) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
@@ -256,6 +236,50 @@ class Restore(Method):
         system = gram.double() + (self.ridge * power + 1e-12) * torch.eye(len(gram)).to(gram.device)
         factor = torch.linalg.cholesky(system)
         return torch.cholesky_solve(wanted.double(), factor).T.to(weight)
+
+
+@dataclass
+class _Repair:
+    """A network under repair beside its original: what was found so far, and what was told of it.
+
+    Attributes:
+        probes: images on which both networks' answers are compared.
+        pool: triggers of all rounds; told: one entry a look.
+    """
+
+    method: Restore
+    model: nn.Module
+    original: nn.Module
+    layers: list[str]
+    clean: CleanImages
+    findings: tuple[Finding, ...]
+    session: Session
+    probes: Tensor
+    pool: list[Recovered] = field(default_factory=list)
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+    def look(self) -> None:
+        """Search triggers afresh and tell how strong they are."""
+        self.session.tell("erase", len(self.told) + 1, self.method.rounds + 1)
+        fresh, margins, success = self.method.recover(self.model, self.clean, self.findings, self.session)
+        share = agreement(self.model, self.original, self.probes)
+        self.pool += fresh
+        self.told.append({"margins": margins, "success": success, "agreement": share})
+
+    def attempt(self, number: int) -> bool:
+        """Restore with the weight of round ``number`` and look; tell whether another round is worth it."""
+        previous = copy.deepcopy(self.model.state_dict())
+        self.model.load_state_dict(self.original.state_dict())
+        weight = self.method.trigger_weight * self.method.escalation**number
+        heavier = replace(self.method, trigger_weight=weight)
+        generator = self.session.generator
+        heavier.restore(self.model, self.original, self.layers, self.clean, self.pool, generator)
+        self.look()
+        if number and self.told[-1]["agreement"] < self.method.agreement_limit:
+            self.model.load_state_dict(previous)
+            self.told.pop()
+            return False
+        return not self.method.done(self.told, self.findings[0].all_to_all)
 
 
 @torch.no_grad()
