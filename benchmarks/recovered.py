@@ -97,7 +97,8 @@ def draw(rows: dict[str, list[Panel]], path: Path) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     for line, (name, row) in zip(axes, rows.items(), strict=True):
-        line[0].text(0, -0.08, name, transform=line[0].transAxes, fontsize=7, va="top")
+        look = {"transform": line[0].transAxes, "fontsize": 6, "rotation": 90}
+        line[0].text(-0.06, 0.5, name.replace("-", "\n", 2), ha="right", va="center", **look)
         for axis, (title, picture) in zip(line, row, strict=False):
             axis.imshow(picture.movedim(0, -1).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set_title(title, fontsize=7)
