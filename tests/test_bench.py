@@ -7,15 +7,18 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 from unbackdoor import UnbackdoorError
+from unbackdoor._clean import CleanImages
 from unbackdoor.bench import cell as cell_module
 from unbackdoor.bench import formats, plots
 from unbackdoor.bench.grid import load_grid
@@ -27,6 +30,7 @@ from unbackdoor.bench.run import make_plan, run_grid
 from unbackdoor.bench.table import summarise
 from unbackdoor.bench.workers import WorkerDied, run_tasks
 from unbackdoor.cli import bench as cli
+from unbackdoor.recover import Finding, Warp
 
 NETWORK = """
 from torch import nn
@@ -433,3 +437,23 @@ def test_bench_shows_tables_and_runs_records_again(project):
     changed["after"]["asr"] = 2.0
     written = write_record(project / "changed", changed)
     assert runner.invoke(cli.app, ["rerun", str(written)]).exit_code == 1
+
+
+def test_the_picture_of_recovered_triggers_shows_each_findings_minimal_and_strong_ones(tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    path = Path(__file__).parents[1] / "benchmarks" / "recovered.py"
+    spec = spec_from_file_location("recovered", path)
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert {"badnets", "gtsrb-small_vgg-wanet", "never_poisoned"} <= set(script.entries())
+    images = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    minimal = Warp().start(1, (1, 6, 6), torch.Generator().manual_seed(0))
+    finding = Finding(2, False, Warp(), 0.1, 1.0, minimal)
+    clean = CleanImages(images, torch.arange(4), 4)
+    row = script.recovered(model, clean, finding, images[:1], torch.Generator().manual_seed(0))
+    assert [title for title, _ in row] == ["minimal warp,\nto 2", *["strong warp"] * script.STRONG]
+    assert all(picture.shape == (1, 6, 6) and not torch.equal(picture, images[0]) for _, picture in row)
+    script.draw({"a-network": row, "b": row[:1]}, tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.width > picture.height > 100
