@@ -172,6 +172,16 @@ def test_bad_grids_are_refused_with_a_reason(project, old, new, said):
         grid_of(project, GRID.replace(old, new))
 
 
+def test_a_trigger_that_nobody_would_read_is_refused(project):
+    (project / "victims.toml").write_text(
+        VICTIM.format(folder=project).replace('arch = "nets.py:make"\n', "")
+    )
+    with pytest.raises(
+        UnbackdoorError, match="badnets of victims victims.toml, which has a trigger,\n  got: arch"
+    ):
+        grid_of(project)
+
+
 def test_places_come_from_the_environment_or_lie_beside_the_project(monkeypatch):
     monkeypatch.delenv("UNBACKDOOR_SHARED", raising=False)
     assert locate("{shared}/a.pth", "/x/project") == Path("/x/shared/a.pth")

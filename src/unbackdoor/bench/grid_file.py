@@ -55,6 +55,8 @@ def _victim_tables(table: Mapping[str, Any], where: str) -> list[dict[str, Any]]
     for victim in table.get("victim", []):
         check_keys(victim, VICTIM_KEYS, f"[[victim]] of {where}")
         need(victim, ("name", "checkpoint", "data"), f"[[victim]] of {where}")
+        if "trigger" in victim:  # without an architecture the record beside the checkpoint tells the trigger
+            need(victim, ("arch",), f"[[victim]] {victim['name']} of {where}, which has a trigger,")
         if victim["data"] not in data:
             known = ", ".join(data) or "none"
             raise UnbackdoorError(
