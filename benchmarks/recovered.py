@@ -10,7 +10,6 @@ strong triggers at its place. Only the second column needs the attacker's trigge
 from __future__ import annotations
 
 import argparse
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,10 @@ from torch import Tensor, nn
 
 from unbackdoor._clean import CleanImages, collect
 from unbackdoor._files import writing
+from unbackdoor.bench.grid_file import victims_of
+from unbackdoor.bench.plots import pyplot
 from unbackdoor.bench.victims import load_victim
+from unbackdoor.methods.restore import Restore
 from unbackdoor.recover import Finding, examine, strengthen
 
 ROOT = Path(__file__).parents[1]
@@ -46,13 +48,9 @@ def main() -> None:
 
 def entries() -> dict[str, dict[str, Any]]:
     """Return every victim of the benchmark by its name, with its data set filled in."""
-    known = {}
-    for path in sorted((ROOT / "benchmarks" / "victims").glob("*.toml")):
-        table = tomllib.loads(path.read_text())
-        for entry in table["victim"]:
-            data = {"name": entry["data"], **table["data"][entry["data"]]}
-            known[entry["name"]] = {**entry, "data": data}
-    return known
+    folder = ROOT / "benchmarks" / "victims"
+    files = {"victims": sorted(path.name for path in folder.glob("*.toml"))}
+    return {entry["name"]: entry for entry in victims_of(files, folder / "all")}
 
 
 def panels(entry: dict[str, Any], seed: int) -> list[Panel]:
@@ -77,7 +75,8 @@ def recovered(
     """Return one finding's minimal trigger and some strong ones, on an image (1, C, H, W)."""
     family, place = finding.family, finding.family.place(finding.params)
     goals = torch.full((STRONG,), finding.goal)
-    strong, _, _ = strengthen(model, clean, family, place, goals, generator, steps=30, batch=5)
+    sizes = {"steps": Restore.strong_steps, "batch": Restore.search_batch}
+    strong, _, _ = strengthen(model, clean, family, place, goals, generator, **sizes)
     target = "all-to-all" if finding.all_to_all else f"to {finding.goal}"
     small = family.decode(finding.params).apply(image)[0, 0]
     panels = [(f"minimal {family.name},\n{target}", small)]
@@ -86,14 +85,9 @@ def recovered(
 
 def draw(rows: dict[str, list[Panel]], path: Path) -> None:
     """Draw all rows and write the picture, atomically."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     columns = max(len(row) for row in rows.values())
     size = (1.25 * columns, 1.65 * len(rows))
-    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = pyplot().subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.set_axis_off()
     for line, (name, row) in zip(axes, rows.items(), strict=True):

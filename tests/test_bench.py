@@ -172,13 +172,14 @@ def test_bad_grids_are_refused_with_a_reason(project, old, new, said):
         grid_of(project, GRID.replace(old, new))
 
 
-def test_a_trigger_that_nobody_would_read_is_refused(project):
-    (project / "victims.toml").write_text(
-        VICTIM.format(folder=project).replace('arch = "nets.py:make"\n', "")
-    )
-    with pytest.raises(
-        UnbackdoorError, match="badnets of victims victims.toml, which has a trigger,\n  got: arch"
-    ):
+@pytest.mark.parametrize("kept", ["key", "labels", "trigger"])
+def test_what_the_record_beside_the_checkpoint_tells_is_refused_without_a_network(project, kept):
+    lines = (VICTIM.format(folder=project) + 'key = "net"\n').splitlines()
+    dropped = ("arch", "key", "labels", "trigger")
+    text = [line for line in lines if not line.startswith(dropped) or line.startswith(kept)]
+    (project / "victims.toml").write_text("\n".join(text))
+    said = f"badnets of victims victims.toml, which has '{kept}',\n  got: arch"
+    with pytest.raises(UnbackdoorError, match=said):
         grid_of(project)
 
 
@@ -412,6 +413,14 @@ def test_plots_and_page_are_made_of_the_records(tmp_path):
     assert {path.name for path in (tmp_path / "images").iterdir()} == names
     assert all(f"(images/{name})" in text for name in names)
     assert "## tiny: clean models" in text and "ValueError: broken" in text and "cccccccccc" in text
+
+
+def test_methods_that_ran_at_one_number_of_images_are_not_drawn_against_it(tmp_path):
+    pytest.importorskip("matplotlib")
+    records = [record(victim="a", method="m", per_class=1), record(victim="b", method="n", per_class=50)]
+    assert [path.name for path in plots.write_plots(records, tmp_path)] == ["acc_asr_plane.png"]
+    more = [*records, record(victim="a", method="m", per_class=50)]
+    assert "asr_by_images.png" in {path.name for path in plots.write_plots(more, tmp_path)}
 
 
 def test_a_line_of_the_plot_never_bends_because_victims_come_or_go():

@@ -192,7 +192,7 @@ def test_classes_that_stand_apart(values: list[float], success: float, targets: 
 @pytest.mark.parametrize(
     ("size", "success", "found"), [(3.0, 0.4, True), (20.0, 0.4, False), (3.0, 0.1, False)]
 )
-def test_all_to_all_must_be_hardly_larger_than_the_median_class(
+def test_all_to_all_must_be_smaller_than_the_median_class_by_the_gap(
     size: float, success: float, found: bool
 ) -> None:
     searched = sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0], shift=(size, success))

@@ -11,6 +11,8 @@ from typing import Any
 from unbackdoor._errors import UnbackdoorError
 
 METHOD_KEYS = ("name", "label", "fields", "sweep", "for_data")
+RECORDED = {"key", "trigger", "labels"}
+"""What the record beside a checkpoint tells, or the grid together with ``arch``; never a part of each."""
 VICTIM_KEYS = ("name", "checkpoint", "arch", "key", "sha256", "data", "trigger", "labels", "note", "source")
 DATA_KEYS = ("name", "loader", "args", "needs")
 VICTIM_FILE_KEYS = ("data", "victim")
@@ -55,8 +57,8 @@ def _victim_tables(table: Mapping[str, Any], where: str) -> list[dict[str, Any]]
     for victim in table.get("victim", []):
         check_keys(victim, VICTIM_KEYS, f"[[victim]] of {where}")
         need(victim, ("name", "checkpoint", "data"), f"[[victim]] of {where}")
-        if "trigger" in victim:  # without an architecture the record beside the checkpoint tells the trigger
-            need(victim, ("arch",), f"[[victim]] {victim['name']} of {where}, which has a trigger,")
+        for key in sorted(RECORDED & victim.keys()):
+            need(victim, ("arch",), f"[[victim]] {victim['name']} of {where}, which has {key!r},")
         if victim["data"] not in data:
             known = ", ".join(data) or "none"
             raise UnbackdoorError(

@@ -34,8 +34,9 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     styles = _styles(drawn)
     paths = [_save(acc_asr_plane(drawn, styles), folder / "acc_asr_plane.png")]
-    if len({r["cell"]["per_class"] for r in drawn}) > 1:
-        paths.append(_save(asr_by_images(drawn, styles), folder / "asr_by_images.png"))
+    several = [r for own in _grouped(drawn, _label).values() if len(_sizes(own)) > 1 for r in own]
+    if several:
+        paths.append(_save(asr_by_images(several, styles), folder / "asr_by_images.png"))
     retuned = [r for r in drawn if r.get("reactivation")]
     if retuned:
         paths.append(_save(reactivation(retuned, styles), folder / "reactivation.png"))
@@ -45,10 +46,12 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
 def asr_by_images(records: Sequence[Record], styles: Mapping[str, Mapping[str, Any]]) -> Any:
     """Draw mean ASR and mean ACC against clean images a class, one line a method; the band is the spread.
 
+    The records are of methods that ran at several numbers; a lone point would have other victims than a line.
+
     Only victims that have records at every number of images that their method ran at count, so that a line
     never bends because victims come or go.
     """
-    figure, axes = _pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, axes = pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for axis, metric in zip(axes, ("asr", "acc"), strict=True):
         for label, group in _grouped(records, _label).items():
             points = _grouped(_at_every_size(group), lambda r: r["cell"]["per_class"])
@@ -59,7 +62,7 @@ def asr_by_images(records: Sequence[Record], styles: Mapping[str, Mapping[str, A
             high = [m + s for m, s in zip(means, spreads, strict=True)]
             axis.fill_between(sizes, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
         axis.set(xscale="log", xlabel="clean images a class", ylabel=f"{metric.upper()} in %")
-        ticks = sorted({r["cell"]["per_class"] for r in records})
+        ticks = sorted(_sizes(records))
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
     axes[0].set_ylim(-2, 102)
@@ -76,7 +79,7 @@ def acc_asr_plane(records: Sequence[Record], styles: Mapping[str, Mapping[str, A
     columns = min(MOST_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     size = (2.0 + 4.0 * columns, 0.4 + 3.8 * rows)
-    figure, axes = _pyplot().subplots(
+    figure, axes = pyplot().subplots(
         rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (count, group) in zip(axes.flat, panels, strict=False):
@@ -103,7 +106,7 @@ def _draw_plane(axis: Any, records: Sequence[Record], styles: Mapping[str, Mappi
 
 def reactivation(records: Sequence[Record], styles: Mapping[str, Mapping[str, Any]]) -> Any:
     """Draw mean ASR against steps of retuning on poisoned samples, one line a method."""
-    figure, axis = _pyplot().subplots(figsize=(7.5, 4.2), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(7.5, 4.2), layout="constrained")
     for label, group in _grouped(records, _label).items():
         by_step: dict[int, list[float]] = defaultdict(list)
         for record in group:
@@ -128,9 +131,12 @@ def _grouped(records: Iterable[Record], key: Callable[[Record], Hashable]) -> di
 
 
 def _at_every_size(records: Sequence[Record]) -> list[Record]:
-    sizes = {r["cell"]["per_class"] for r in records}
     victims = _grouped(records, lambda r: r["cell"]["victim"]["name"]).values()
-    return [r for own in victims if {o["cell"]["per_class"] for o in own} == sizes for r in own]
+    return [r for own in victims if _sizes(own) == _sizes(records) for r in own]
+
+
+def _sizes(records: Iterable[Record]) -> set[int]:
+    return {r["cell"]["per_class"] for r in records}
 
 
 def _mean_and_spread(records: Sequence[Record], metric: str) -> tuple[float, float]:
@@ -146,7 +152,7 @@ def _spot(records: Sequence[Record]) -> tuple[float, float]:
 
 def _styles(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     """Return one look a method, the same in all plots."""
-    colours = _pyplot().get_cmap("tab20").colors
+    colours = pyplot().get_cmap("tab20").colors
     order = [*range(0, 20, 2), *range(1, 20, 2)]
     labels = sorted({_label(record) for record in records})
     return {
@@ -163,11 +169,16 @@ def _legend(figure: Any, axis: Any) -> None:
 def _save(figure: Any, path: Path) -> Path:
     with writing(path) as part:
         figure.savefig(part, format="png", dpi=120)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return path
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Return ``matplotlib.pyplot``, drawing to files.
+
+    Raises:
+        UnbackdoorError: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError as error:

@@ -72,7 +72,8 @@ class Restore(Method):
         rounds: R, most rounds of recovery and restoration.
         margin_share: a round is the last once this share is left, in [0, 1], of the first triggers' mean
             margin …
-        success_share: … or, for all-to-all, where margins are negative, of the share of images they moved.
+        success_share: … or, for all-to-all, where margins are small from the start, of the share of images
+            that they moved.
         agreement_limit: a round with a grown κ that agrees with the original on a smaller share of varied
             clean images is taken back, in [0, 1].
         num_layers: so many of the layers, counted from the output, are restored.
@@ -161,7 +162,7 @@ class Restore(Method):
     def done(self, told: list[dict[str, Any]], all_to_all: bool) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
 
-        Their largest margin says so; for all-to-all, where it is negative from the start, their success does.
+        Their largest margin says so; for all-to-all, where it is small from the start, their success does.
         """
         first, last = told[0], told[-1]
         strongest = max(first["margins"])

@@ -85,5 +85,4 @@ def _largest(
     for some in goals.split(AT_ONCE):
         triggers, _, _ = strengthen(model, clean, family, place, some, generator, steps=steps, batch=batch)
         figures.append(torch.stack(measure(model, clean, triggers, some)))
-    margins, success = torch.cat(figures, dim=1)
-    return margins, success
+    return tuple(torch.cat(figures, dim=1))

@@ -127,12 +127,13 @@ def examine(
         median in place of the MAD index alone, which on ten classes is mostly noise; additive triggers and
         warps beside patches; all-to-all beside single targets.
     """
-    for _ in range(attempts):
+    comparable = clean.num_classes >= LEAST_CLASSES
+    for _ in range(attempts if comparable else 1):
         searched = _search(model, clean, generator, families, steps, batch, tell)
-        findings = _by_size(searched) if clean.num_classes >= LEAST_CLASSES else []
+        findings = _by_size(searched) if comparable else []
         if findings:
             break
-    if not findings and clean.num_classes >= LEAST_CLASSES:
+    if comparable and not findings:
         findings = _led(model, clean, searched, generator, steps, batch)
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in searched})
 
