@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import doctest
-import importlib
 import json
 
 import numpy as np
@@ -14,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 from unbackdoor import UnbackdoorError, attacks
+from unbackdoor._dct import dct_basis
 from unbackdoor.attacks import ATTACKS, OptimisedTrigger, get_trigger
-from unbackdoor.attacks._patterns import dct_basis
 from unbackdoor.attacks._pictures import GAP, TILE, TITLE, drawn_triggers, triggers_sheet
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (3, 28, 32)]
@@ -358,13 +356,6 @@ def test_adversarial_perturbation_stays_in_its_ball_and_raises_the_loss(norm, ep
     model.eval()
     assert loss(model(moved), labels) > loss(model(images), labels)
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("file", ["", ".badnets", ".bpp", "._patterns", "._labels"])
-def test_docstring_examples(file):
-    module = importlib.import_module(f"unbackdoor.attacks{file}")
-    found = doctest.testmod(module, extraglobs={"torch": torch})
-    assert found.attempted and not found.failed
 
 
 def test_sheet_shows_every_trigger_that_needs_no_preparation(tmp_path):

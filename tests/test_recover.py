@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from unbackdoor._clean import CleanImages, collect
+from unbackdoor._dct import dct_basis
 from unbackdoor.recover import (
     Additive,
     Displacement,
@@ -16,6 +17,7 @@ from unbackdoor.recover import (
     Minimal,
     Overlay,
     Patch,
+    Smooth,
     Warp,
     _verdict,
     apply_random,
@@ -23,7 +25,7 @@ from unbackdoor.recover import (
 )
 from unbackdoor.recover._margins import leader
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
-from unbackdoor.recover._sizes import Sizes
+from unbackdoor.recover._sizes import Sizes, search_sizes
 from unbackdoor.recover._verdict import _led, _shift, _single, examine
 
 SHAPE = (3, 8, 8)
@@ -52,8 +54,18 @@ def test_a_random_trigger_of_the_pool_is_put_on_every_image() -> None:
     assert sorted({round(v, 1) for v in values.flatten().tolist()}) == [0.2, 0.4, 0.6]
 
 
-@pytest.mark.parametrize("family", [Additive(), Warp()], ids=lambda family: family.name)
-def test_strong_triggers_stay_in_the_ball(family: Additive | Warp) -> None:
+def test_smooth_triggers_have_the_norm_of_their_coefficients_and_fit_small_images() -> None:
+    family = Smooth(cutoff=3)
+    params = family.start(2, SHAPE, generator())
+    grey = torch.full((1, *SHAPE), 0.5)
+    changes = (family.decode(params).apply(grey) - grey)[:, 0]
+    torch.testing.assert_close(changes.flatten(1).norm(dim=1), family.size(params), rtol=1e-4, atol=1e-5)
+    assert (dct_basis(8)[3:] @ changes).abs().max() < 1e-5 < (dct_basis(8)[:3] @ changes).abs().max()
+    assert family.decode(params).apply(torch.zeros(1, 3, 2, 5)).shape == (2, 1, 3, 2, 5)
+
+
+@pytest.mark.parametrize("family", [Additive(), Smooth(), Warp()], ids=lambda family: family.name)
+def test_strong_triggers_stay_in_the_ball(family: Additive | Smooth | Warp) -> None:
     small = family.start(1, SHAPE, generator())
     place = family.place(small)
     torch.testing.assert_close(place, family.growth * family.size(small)[0])
@@ -137,6 +149,23 @@ def test_a_faint_trigger_is_told_by_its_lead_in_margin(
     assert found is None or found.lead > 1.45
 
 
+class Swell(torch.nn.Module):
+    """A pixel a class, but the last class is read from the light of the whole image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = images[:, 0].flatten(1)
+        return 10 * torch.cat([pixels[:, :5], pixels.sum(1, keepdim=True) / 8], dim=1)
+
+
+def test_a_smooth_trigger_stands_apart_only_among_smooth_ones() -> None:
+    clean = replace(one_a_class(5), num_classes=6)
+    rough, smooth = (
+        search_sizes(Swell(), clean, family, generator(), steps=75, batch=5)
+        for family in (Additive(), Smooth(cutoff=2))
+    )
+    assert (rough.apart(), smooth.apart()) == ([], [5])
+
+
 def test_a_class_that_is_no_finalist_can_lead() -> None:
     sums = sizes(Additive(), [0, 1, 2, 4], [0.45] * 4)
     (found,) = _led(Sums(20.0), one_a_class(5), [sums], generator(), 80, 5)
@@ -202,14 +231,22 @@ def test_all_to_all_must_be_smaller_than_the_median_class_by_the_gap(
     assert finding.sentence().startswith(f"every class to the next one (patch trigger of size {size:.2f}")
 
 
-def test_where_nothing_is_found_all_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_is_found_all_is_searched_again_and_more(monkeypatch: pytest.MonkeyPatch) -> None:
     alike = [sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0])]
     apart = [sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 2.0, 10.0, 11.0, 12.0])]
-    left = [alike, apart, alike]
-    monkeypatch.setattr(_verdict, "_search", lambda *_: left.pop(0))
+    left, searched = [alike, apart, alike], []
+
+    def search(
+        model: object, clean: object, generator: object, families: list[Family], *_: object
+    ) -> list[Sizes]:
+        searched.append([family.name for family in families])
+        return left.pop(0)
+
+    monkeypatch.setattr(_verdict, "_search", search)
     clean = CleanImages(torch.zeros(5, *SHAPE), torch.arange(5), 5)
     assert [finding.goal for finding in examine(Shifter(), clean, generator()).findings] == [1]
     assert left == [alike]
+    assert searched == [["patch", "additive", "warp"], ["patch", "additive", "warp", "smooth"]]
 
 
 class Looks(torch.nn.Module):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -114,16 +112,3 @@ def check_same_size(owner: str, pattern: Tensor, images: Tensor) -> None:
             value=f"{tuple(pattern.shape[-3:])}, images {tuple(images.shape[-3:])}",
             fix="make the trigger for images of this shape",
         )
-
-
-def dct_basis(size: int) -> Tensor:
-    """Return the orthonormal DCT-II matrix D, (size, size): coefficients are D·signal, signal is Dᵀ·them.
-
-    >>> basis = dct_basis(8)
-    >>> torch.allclose(basis @ basis.T, torch.eye(8), atol=1e-6)
-    True
-    """
-    frequency, place = torch.arange(size)[:, None], centres(size)[None]
-    basis = torch.cos(math.pi * frequency * place) * math.sqrt(2 / size)
-    basis[0] /= math.sqrt(2)
-    return basis

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unbackdoor._dct import dct_basis
 from unbackdoor.attacks._base import Trigger
-from unbackdoor.attacks._patterns import check_range, dct_basis
+from unbackdoor.attacks._patterns import check_range
 
 YUV_TO_RGB = ((0.0, 1.140), (-0.395, -0.581), (2.032, 0.0))
 """BT.601: what U and V (columns) add to R, G, B (rows)."""

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unbackdoor._dct import dct_basis
 from unbackdoor._modes import evaluating
 from unbackdoor.attacks._base import OptimisedTrigger, tensor_field
 from unbackdoor.attacks._neurons import BATCH
-from unbackdoor.attacks._patterns import check_range, dct_basis, seeded
+from unbackdoor.attacks._patterns import check_range, seeded
 
 
 @dataclass(frozen=True, kw_only=True)

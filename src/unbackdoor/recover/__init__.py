@@ -1,12 +1,13 @@
 """Trigger recovery: which target, how small a trigger, how strong can it get. Knows nothing of methods."""
 
-from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, Warp
+from unbackdoor.recover._families import FAMILIES, LATER_FAMILIES, Additive, Family, Patch, Smooth, Warp
 from unbackdoor.recover._search import Minimal, minimal_triggers, strengthen
-from unbackdoor.recover._triggers import Displacement, Overlay, Recovered, apply_random
+from unbackdoor.recover._triggers import Displacement, Overlay, Recovered, Waves, apply_random
 from unbackdoor.recover._verdict import Finding, Verdict, examine
 
 __all__ = [
     "FAMILIES",
+    "LATER_FAMILIES",
     "Additive",
     "Displacement",
     "Family",
@@ -15,8 +16,10 @@ __all__ = [
     "Overlay",
     "Patch",
     "Recovered",
+    "Smooth",
     "Verdict",
     "Warp",
+    "Waves",
     "apply_random",
     "examine",
     "minimal_triggers",

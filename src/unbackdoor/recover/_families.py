@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unbackdoor.recover._triggers import Displacement, Overlay, Recovered
+from unbackdoor.recover._triggers import Displacement, Overlay, Recovered, Waves
 
 Params = list[Tensor]
 Shape = tuple[int, int, int]
@@ -162,6 +162,38 @@ class Additive(Ball):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Smooth(Ball):
+    """An additive perturbation made of the ``cutoff`` × ``cutoff`` lowest frequencies; size ‖δ‖₂.
+
+    A smooth trigger is faint beside the universal perturbations that free pixels find for any class, which
+    are rough; among smooth ones it has no equal. It is also strong only far beyond its minimal size.
+
+    References:
+        Zeng et al., *Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective*, ICCV 2021 (the
+        attack).
+    """
+
+    name: ClassVar[str] = "smooth"
+    growth: float = 4.0
+    rate: float = 0.03
+    strong_rate: float = 0.06
+    weight: float = 0.5
+    cutoff: int = 6
+
+    def noise(self, count: int, shape: Shape, generator: torch.Generator) -> Tensor:
+        return torch.randn(count, shape[0], self.cutoff, self.cutoff, generator=generator)
+
+    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        return [0.05 * self.noise(count, shape, generator)]
+
+    def decode(self, params: Params) -> Recovered:
+        return Waves(params[0])
+
+    def size(self, params: Params) -> Tensor:
+        return params[0].flatten(1).norm(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Warp(Ball):
     """A smooth displacement, given at ``points`` × ``points`` places; size: its root mean square in pixels.
 
@@ -191,6 +223,8 @@ class Warp(Ball):
 
 
 FAMILIES: tuple[Family, ...] = (Patch(), Additive(), Warp())
+LATER_FAMILIES: tuple[Family, ...] = (Smooth(),)
+"""Searched only where the others find nothing."""
 
 
 def _column(values: Tensor) -> Tensor:

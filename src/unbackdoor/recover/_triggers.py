@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unbackdoor._dct import dct_basis
+
 
 class Recovered(abc.ABC):
     """A stack of P recovered triggers, ``len(stack) == P``, each of them for all images."""
@@ -49,6 +51,31 @@ class Overlay(Recovered):
 
     def on(self, images: Tensor, pick: Tensor) -> Tensor:
         return (self.keep[pick] * images + self.add[pick]).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Waves(Recovered):
+    """Smooth additive triggers, x -> clip(x + δ), δ a sum of the lowest frequencies of the DCT.
+
+    Attributes:
+        coefficients: (P, C, k, l), of the k × l lowest frequencies; ‖δ‖₂ is their norm. An image with fewer
+            pixels a side than that has fewer.
+
+    >>> constant = torch.full((1, 1, 1, 1), 3.0)
+    >>> Waves(constant).apply(torch.zeros(1, 1, 2, 2)).tolist()
+    [[[[[1.0, 1.0], [1.0, 1.0]]]]]
+    """
+
+    coefficients: Tensor
+
+    def __len__(self) -> int:
+        return len(self.coefficients)
+
+    def on(self, images: Tensor, pick: Tensor) -> Tensor:
+        rows, columns = (dct_basis(side).to(images) for side in images.shape[2:])
+        few = self.coefficients[:, :, : len(rows), : len(columns)]
+        delta = rows[: few.shape[2]].T @ few @ columns[: few.shape[3]]
+        return (images + delta[pick]).clamp(0, 1)
 
 
 @dataclass(frozen=True)
