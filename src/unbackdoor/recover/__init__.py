@@ -1,13 +1,12 @@
 """Trigger recovery: which target, how small a trigger, how strong can it get. Knows nothing of methods."""
 
-from unbackdoor.recover._families import FAMILIES, LATER_FAMILIES, Additive, Family, Patch, Smooth, Warp
+from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, Smooth, Warp
 from unbackdoor.recover._search import Minimal, minimal_triggers, strengthen
 from unbackdoor.recover._triggers import Displacement, Overlay, Recovered, Waves, apply_random
 from unbackdoor.recover._verdict import Finding, Verdict, examine
 
 __all__ = [
     "FAMILIES",
-    "LATER_FAMILIES",
     "Additive",
     "Displacement",
     "Family",

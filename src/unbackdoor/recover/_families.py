@@ -222,9 +222,7 @@ class Warp(Ball):
         return params[0].square().sum(1).mean(dim=(1, 2)).add(1e-12).sqrt()
 
 
-FAMILIES: tuple[Family, ...] = (Patch(), Additive(), Warp())
-LATER_FAMILIES: tuple[Family, ...] = (Smooth(),)
-"""Searched only where the others find nothing."""
+FAMILIES: tuple[Family, ...] = (Patch(), Additive(), Smooth(), Warp())
 
 
 def _column(values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from unbackdoor._clean import CleanImages
-from unbackdoor.recover._families import FAMILIES, LATER_FAMILIES, Additive, Family
+from unbackdoor.recover._families import FAMILIES, Additive, Family
 from unbackdoor.recover._margins import leader
 from unbackdoor.recover._search import Minimal, minimal_triggers
 from unbackdoor.recover._sizes import Sizes, search_sizes
@@ -98,7 +98,6 @@ def examine(
     generator: torch.Generator,
     *,
     families: Sequence[Family] = FAMILIES,
-    later: Sequence[Family] = LATER_FAMILIES,
     steps: int = 75,
     batch: int = 5,
     attempts: int = 2,
@@ -107,15 +106,14 @@ def examine(
     """Search minimal triggers of every goal in every family and name the goals that stand apart.
 
     A search can end beside the attacker's trigger, in a local minimum; where no size stands apart, all is
-    searched again from other starts, and in more families. Margins are asked last: they tell a target, but
-    not the patch that carries over best.
+    searched again from other starts. Margins are asked last: they tell a target, but not the patch that
+    carries over best.
 
     Args:
         model: in eval mode; its parameters need no gradient.
         clean: the defender's images.
         generator: the only source of randomness.
-        families: spaces of triggers, searched one after the other; later: those searched beside them in the
-            later attempts.
+        families: spaces of triggers, searched one after the other.
         steps: Adam steps a family; batch: images a step and goal.
         attempts: searches at most, the later ones only while no size stands apart, at least 1.
         tell: called with (families done, families in all) of the attempt.
@@ -130,9 +128,8 @@ def examine(
         triggers and warps beside patches; all-to-all beside single targets.
     """
     comparable = clean.num_classes >= LEAST_CLASSES
-    for attempt in range(attempts if comparable else 1):
-        spaces = (*families, *later) if attempt else families
-        searched = _search(model, clean, generator, spaces, steps, batch, tell)
+    for _ in range(attempts if comparable else 1):
+        searched = _search(model, clean, generator, families, steps, batch, tell)
         findings = _by_size(searched) if comparable else []
         if findings:
             break
