@@ -114,16 +114,24 @@ class Patch(Family):
 
 @dataclass(frozen=True, kw_only=True)
 class Ball(Family):
-    """A family whose strong triggers lie in a ball: of ``growth`` times the size of the minimal one.
+    """A family whose strong triggers lie in a ball around none, larger than the minimal one.
 
     The parameters are one tensor, and the size is a norm of it: the trigger scales with them.
+
+    Attributes:
+        growth: radius of the ball, in minimal sizes.
+        first: standard deviation of the starts of minimal triggers.
     """
 
     growth: float = 1.5
+    first: float
 
     @abc.abstractmethod
     def noise(self, count: int, shape: Shape, generator: torch.Generator) -> Tensor:
         """Return standard normal parameters of ``count`` triggers."""
+
+    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        return [self.first * self.noise(count, shape, generator)]
 
     def place(self, params: Params) -> Tensor:
         return self.growth * self.size(params)[0]
@@ -144,15 +152,13 @@ class Additive(Ball):
     """A perturbation δ shared by all images, clip(x + δ); size ‖δ‖₂ (pixel values in [0, 1])."""
 
     name: ClassVar[str] = "additive"
+    first: float = 0.02
     rate: float = 0.01
     strong_rate: float = 0.02
     weight: float = 0.5
 
     def noise(self, count: int, shape: Shape, generator: torch.Generator) -> Tensor:
         return torch.randn(count, *shape, generator=generator)
-
-    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
-        return [0.02 * self.noise(count, shape, generator)]
 
     def decode(self, params: Params) -> Recovered:
         return Overlay(torch.ones_like(params[0][:, :1]), params[0])
@@ -175,6 +181,7 @@ class Smooth(Ball):
 
     name: ClassVar[str] = "smooth"
     growth: float = 4.0
+    first: float = 0.05
     rate: float = 0.03
     strong_rate: float = 0.06
     weight: float = 0.5
@@ -182,9 +189,6 @@ class Smooth(Ball):
 
     def noise(self, count: int, shape: Shape, generator: torch.Generator) -> Tensor:
         return torch.randn(count, shape[0], self.cutoff, self.cutoff, generator=generator)
-
-    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
-        return [0.05 * self.noise(count, shape, generator)]
 
     def decode(self, params: Params) -> Recovered:
         return Waves(params[0])
@@ -204,6 +208,7 @@ class Warp(Ball):
 
     name: ClassVar[str] = "warp"
     growth: float = 3.0
+    first: float = 0.1
     rate: float = 0.1
     strong_rate: float = 0.1
     weight: float = 0.5
@@ -211,9 +216,6 @@ class Warp(Ball):
 
     def noise(self, count: int, shape: Shape, generator: torch.Generator) -> Tensor:
         return torch.randn(count, 2, self.points, self.points, generator=generator)
-
-    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
-        return [0.1 * self.noise(count, shape, generator)]
 
     def decode(self, params: Params) -> Recovered:
         return Displacement(params[0])

@@ -45,6 +45,12 @@ NAMED: dict[str, VictimSpec] = {
         "gtsrb", 4, attack="badnets", fields=INSIDE, all_to_all=True, poison_rate=0.2
     ),
     "cifar10-small_vgg-blend": _victim("cifar10", 1, attack="blend", start=CIFAR),
+    "cifar10-small_vgg-blend-picture": _victim(
+        "cifar10", 2, attack="blend", fields={"kind": "picture"}, start=CIFAR
+    ),
+    "cifar10-small_vgg-low_frequency": _victim(
+        "cifar10", 2, attack="low_frequency", surrogate=CIFAR, start=CIFAR
+    ),
     "gtsrb-small_vgg-blend": _victim("gtsrb", 1, attack="blend", start=GTSRB),
     "gtsrb-small_vgg-ftrojan": _victim("gtsrb", 2, attack="ftrojan", fields={"magnitude": 100.0}),
     # Clean labels, from fresh weights: a clean model knows the target class already, so its images teach it
