@@ -26,7 +26,7 @@ from unbackdoor.recover import (
 from unbackdoor.recover._margins import leader
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes, search_sizes
-from unbackdoor.recover._verdict import _led, _shift, _single, examine
+from unbackdoor.recover._verdict import _by_size, _led, _shift, _single, examine
 
 SHAPE = (3, 8, 8)
 
@@ -184,6 +184,14 @@ def test_a_target_is_erased_in_every_family_where_its_trigger_is_small() -> None
     assert gapless.apart() == []
     found = _single([apart, gapless, alike], {1})
     assert [finding.family.name for finding in found] == ["patch", "additive"]
+
+
+def test_a_family_far_from_the_triggers_own_is_left_out() -> None:
+    own = sizes(Warp(), [0, 1, 2, 3, 4], [10.0, 1.0, 10.0, 11.0, 12.0])
+    near = sizes(Patch(), [0, 1, 2, 3, 4], [10.0, 2.9, 10.0, 11.0, 12.0])
+    far = sizes(Smooth(), [0, 1, 2, 3, 4], [10.0, 3.1, 10.0, 11.0, 12.0])
+    assert far.apart() == [1]
+    assert [finding.family.name for finding in _by_size([far, near, own])] == ["patch", "warp"]
 
 
 def minimal(goals: list[int], values: list[float], success: float | list[float] = 0.9) -> Minimal:

@@ -21,6 +21,8 @@ from unbackdoor.recover._search import Minimal, minimal_triggers
 from unbackdoor.recover._sizes import Sizes, search_sizes
 
 LEAST_CLASSES = 4
+TELLING = 3.0
+"""A family tells of the trigger where its ratio is at most so many times that of the best family."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,16 @@ def _search(
 def _by_size(searched: Sequence[Sizes]) -> list[Finding]:
     """Return the findings of the targets that stand apart, or else of all-to-all, if any."""
     targets = {goal for found in searched for goal in found.apart()}
-    return _single(searched, targets) or [_shift(found) for found in searched if found.shifts()]
+    return _telling(_single(searched, targets) or [_shift(found) for found in searched if found.shifts()])
+
+
+def _telling(findings: list[Finding]) -> list[Finding]:
+    """Return the findings without those in families that are too far from the trigger's own.
+
+    Triggers strong enough to follow it there are mostly adversarial, and erasing those costs accuracy.
+    """
+    best = {goal: min(f.ratio for f in findings if f.goal == goal) for goal in {f.goal for f in findings}}
+    return [finding for finding in findings if finding.ratio <= TELLING * best[finding.goal]]
 
 
 def _single(searched: Sequence[Sizes], targets: set[int]) -> list[Finding]:
