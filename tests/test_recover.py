@@ -166,6 +166,11 @@ def test_a_smooth_trigger_stands_apart_only_among_smooth_ones() -> None:
     assert (rough.apart(), smooth.apart()) == ([], [5])
 
 
+def test_the_verdict_rests_on_every_family() -> None:
+    verdict = examine(Swell(), replace(one_a_class(5), num_classes=6), generator(), steps=2, attempts=1)
+    assert list(verdict.sizes) == ["patch", "additive", "smooth", "warp"]
+
+
 def test_a_class_that_is_no_finalist_can_lead() -> None:
     sums = sizes(Additive(), [0, 1, 2, 4], [0.45] * 4)
     (found,) = _led(Sums(20.0), one_a_class(5), [sums], generator(), 80, 5)

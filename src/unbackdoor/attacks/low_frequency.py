@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unbackdoor._dct import dct_basis
+from unbackdoor._dct import low_frequencies
 from unbackdoor._modes import evaluating
 from unbackdoor.attacks._base import OptimisedTrigger, tensor_field
 from unbackdoor.attacks._neurons import BATCH
@@ -80,9 +80,7 @@ class LowFrequency(OptimisedTrigger):
 
     def _smooth(self, coefficients: Tensor, height: int, width: int) -> Tensor:
         """Return δ, (C, H, W), differentiable in the coefficients."""
-        rows = dct_basis(height)[: self.cutoff].to(coefficients)
-        columns = dct_basis(width)[: self.cutoff].to(coefficients)
         kept = torch.ones(self.cutoff, self.cutoff).to(coefficients)
         kept[0, 0] = 0
-        delta = rows.T @ (coefficients * kept) @ columns
+        delta = low_frequencies(coefficients * kept, height, width)
         return self.strength * delta / delta.abs().amax().clamp_min(1e-12)

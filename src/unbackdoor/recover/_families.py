@@ -116,7 +116,8 @@ class Patch(Family):
 class Ball(Family):
     """A family whose strong triggers lie in a ball around none, larger than the minimal one.
 
-    The parameters are one tensor, and the size is a norm of it: the trigger scales with them.
+    The parameters are one tensor, and the size is a norm of it, ‖·‖₂ unless the family has its own: the
+    trigger scales with them.
 
     Attributes:
         growth: radius of the ball, in minimal sizes.
@@ -132,6 +133,9 @@ class Ball(Family):
 
     def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
         return [self.first * self.noise(count, shape, generator)]
+
+    def size(self, params: Params) -> Tensor:
+        return params[0].flatten(1).norm(dim=1)
 
     def place(self, params: Params) -> Tensor:
         return self.growth * self.size(params)[0]
@@ -163,16 +167,14 @@ class Additive(Ball):
     def decode(self, params: Params) -> Recovered:
         return Overlay(torch.ones_like(params[0][:, :1]), params[0])
 
-    def size(self, params: Params) -> Tensor:
-        return params[0].flatten(1).norm(dim=1)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Smooth(Ball):
     """An additive perturbation made of the ``cutoff`` × ``cutoff`` lowest frequencies; size ‖δ‖₂.
 
     A smooth trigger is faint beside the universal perturbations that free pixels find for any class, which
-    are rough; among smooth ones it has no equal. It is also strong only far beyond its minimal size.
+    are rough; a target can stand apart among smooth ones alone. It is strong only far beyond its minimal
+    size.
 
     References:
         Zeng et al., *Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective*, ICCV 2021 (the
@@ -192,9 +194,6 @@ class Smooth(Ball):
 
     def decode(self, params: Params) -> Recovered:
         return Waves(params[0])
-
-    def size(self, params: Params) -> Tensor:
-        return params[0].flatten(1).norm(dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unbackdoor._dct import dct_basis
+from unbackdoor._dct import low_frequencies
 
 
 class Recovered(abc.ABC):
@@ -58,8 +58,7 @@ class Waves(Recovered):
     """Smooth additive triggers, x -> clip(x + δ), δ a sum of the lowest frequencies of the DCT.
 
     Attributes:
-        coefficients: (P, C, k, l), of the k × l lowest frequencies; ‖δ‖₂ is their norm. An image with fewer
-            pixels a side than that has fewer.
+        coefficients: (P, C, k, l), of the k × l lowest frequencies; ‖δ‖₂ is their norm.
 
     >>> constant = torch.full((1, 1, 1, 1), 3.0)
     >>> Waves(constant).apply(torch.zeros(1, 1, 2, 2)).tolist()
@@ -72,9 +71,7 @@ class Waves(Recovered):
         return len(self.coefficients)
 
     def on(self, images: Tensor, pick: Tensor) -> Tensor:
-        rows, columns = (dct_basis(side).to(images) for side in images.shape[2:])
-        few = self.coefficients[:, :, : len(rows), : len(columns)]
-        delta = rows[: few.shape[2]].T @ few @ columns[: few.shape[3]]
+        delta = low_frequencies(self.coefficients, *images.shape[2:])
         return (images + delta[pick]).clamp(0, 1)
 
 
