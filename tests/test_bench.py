@@ -423,6 +423,14 @@ def test_methods_that_ran_at_one_number_of_images_are_not_drawn_against_it(tmp_p
     assert "asr_by_images.png" in {path.name for path in plots.write_plots(more, tmp_path)}
 
 
+def test_the_legend_names_the_methods_of_every_panel_once():
+    pytest.importorskip("matplotlib")
+    sizes = [("m", 1), ("m", 50), ("n", 50)]
+    records = [record(victim="a", method=method, per_class=size) for method, size in sizes]
+    figure = plots.acc_asr_plane(records, plots._styles(records))
+    assert [text.get_text() for text in figure.legends[0].texts] == ["m", "n"]
+
+
 def test_a_line_of_the_plot_never_bends_because_victims_come_or_go():
     records = [
         record(victim="a", per_class=1),

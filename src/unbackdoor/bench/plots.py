@@ -66,7 +66,7 @@ def asr_by_images(records: Sequence[Record], styles: Mapping[str, Mapping[str, A
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
     axes[0].set_ylim(-2, 102)
-    _legend(figure, axes[0])
+    _legend(figure)
     return figure
 
 
@@ -90,7 +90,7 @@ def acc_asr_plane(records: Sequence[Record], styles: Mapping[str, Mapping[str, A
         axis.set_axis_off()
     figure.supxlabel("ACC lost, in points")
     figure.supylabel("ASR in %")
-    _legend(figure, axes[0][0])
+    _legend(figure)
     return figure
 
 
@@ -115,7 +115,7 @@ def reactivation(records: Sequence[Record], styles: Mapping[str, Mapping[str, An
         steps = sorted(by_step)
         axis.plot(steps, [statistics.fmean(by_step[step]) for step in steps], **styles[label], label=label)
     axis.set(xlabel="steps of retuning", ylabel="ASR in %", ylim=(-2, 102))
-    _legend(figure, axis)
+    _legend(figure)
     return figure
 
 
@@ -161,9 +161,11 @@ def _styles(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _legend(figure: Any, axis: Any) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+def _legend(figure: Any) -> None:
+    """Name every method of any panel, once."""
+    entries = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
+    handles = {label: handle for panel in entries for handle, label in panel}
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8, frameon=False)
 
 
 def _save(figure: Any, path: Path) -> Path:
