@@ -153,6 +153,8 @@ def test_evaluate_counts_by_hand(case: Case) -> None:
     others = labels != target
     assert metrics["acc"] == pytest.approx((clean == labels).float().mean().item())
     assert metrics["asr"] == pytest.approx((sent == target)[others].float().mean().item())
+    assert "ASR of no trigger" in shown
+    assert metrics["asr_untriggered"] == pytest.approx((clean == target)[others].float().mean().item())
     assert metrics["ra"] == pytest.approx((sent == labels)[others].float().mean().item())
     assert metrics["asr_with_target"] == pytest.approx((sent == target).float().mean().item())
 

@@ -28,7 +28,10 @@ class Metrics:
         asr_with_target: share of *all* images that get the attacker's label once triggered, as much of the
             literature counts it; a clean ten-class model already has about 0.1.
         num_images: images behind ``acc`` and ``asr_with_target``.
-        num_triggered: images behind ``asr`` and ``ra``.
+        num_triggered: images behind ``asr``, ``ra`` and ``asr_untriggered``.
+        asr_untriggered: share of the images behind ``asr`` that get the attacker's label *without* the
+            trigger: ordinary errors, which no removal of a backdoor can take away. ``None`` in figures kept
+            by an earlier version.
     """
 
     acc: float
@@ -37,6 +40,7 @@ class Metrics:
     asr_with_target: float
     num_images: int
     num_triggered: int
+    asr_untriggered: float | None = None
 
     def to_dict(self) -> dict[str, float]:
         """Return the figures as plain values, for records."""
@@ -72,7 +76,8 @@ def evaluate(
 
     With true labels y, attacker's labels t = ``label_map(y)``, trigger T and the images E that the attack
     moves (``label_map.eligible(y)``; t ≠ y when the map has no such method):
-    ACC = mean over all of [f(x) = y], ASR = mean over E of [f(T(x)) = t], RA = mean over E of [f(T(x)) = y].
+    ACC = mean over all of [f(x) = y], ASR = mean over E of [f(T(x)) = t], RA = mean over E of [f(T(x)) = y],
+    ASR without the trigger = mean over E of [f(x) = t].
 
     Args:
         model: (N, C, H, W) in [0, 1] -> logits (N, classes); its train/eval modes are put back.
@@ -90,7 +95,7 @@ def evaluate(
     >>> _ = bright[1].weight.data.copy_(torch.tensor([[1.0], [0.5]]))
     >>> images, labels = torch.full((4, 1, 1, 1), 0.5), torch.tensor([0, 0, 1, 1])
     >>> evaluate(bright, images, labels, lambda x: x, AllToOne(target=0))
-    Metrics(acc=0.5, asr=1.0, ra=0.0, asr_with_target=1.0, num_images=4, num_triggered=2)
+    Metrics(acc=0.5, asr=1.0, ra=0.0, asr_with_target=1.0, num_images=4, num_triggered=2, asr_untriggered=1.0)
     """
     _check(images, labels)
     labels = _plain(labels)
@@ -111,6 +116,7 @@ def evaluate(
         asr_with_target=_share(triggered == wanted),
         num_images=len(labels),
         num_triggered=int(eligible.sum()),
+        asr_untriggered=_share((clean == wanted)[eligible]),
     )
 
 

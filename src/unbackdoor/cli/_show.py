@@ -84,6 +84,7 @@ def show_metrics(title: str, columns: Mapping[str, Metrics]) -> None:
         "ACC (clean accuracy)": "acc",
         "ASR (without target-class images)": "asr",
         "RA (triggered, true label)": "ra",
+        "ASR of no trigger (ordinary errors)": "asr_untriggered",
         "ASR with target-class images": "asr_with_target",
     }
     table = Table("", *columns, title=title, title_justify="left")
