@@ -19,16 +19,16 @@ from unbackdoor.recover import (
     Patch,
     Smooth,
     Warp,
-    _verdict,
     apply_random,
     strengthen,
 )
 from unbackdoor.recover._margins import leader
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes, search_sizes
-from unbackdoor.recover._verdict import _by_size, _led, _shift, _single, examine
+from unbackdoor.recover._verdict import _Search, _shift, _single, examine
 
 SHAPE = (3, 8, 8)
+OPTIONS = {"steps": 80, "batch": 5}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -173,7 +173,7 @@ def test_the_verdict_rests_on_every_family() -> None:
 
 def test_a_class_that_is_no_finalist_can_lead() -> None:
     sums = sizes(Additive(), [0, 1, 2, 4], [0.45] * 4)
-    (found,) = _led(Sums(20.0), one_a_class(5), [sums], generator(), 80, 5)
+    (found,) = _Search(Sums(20.0), one_a_class(5), generator(), OPTIONS, [sums]).leader()
     assert found.goal == 3 and found.size > 0 and found.median == pytest.approx(0.45)
     assert "times the next class's margin" in found.sentence()
 
@@ -196,7 +196,8 @@ def test_a_family_far_from_the_triggers_own_is_left_out() -> None:
     near = sizes(Patch(), [0, 1, 2, 3, 4], [10.0, 2.9, 10.0, 11.0, 12.0])
     far = sizes(Smooth(), [0, 1, 2, 3, 4], [10.0, 3.1, 10.0, 11.0, 12.0])
     assert far.apart() == [1]
-    assert [finding.family.name for finding in _by_size([far, near, own])] == ["patch", "warp"]
+    search = _Search(Shifter(), one_a_class(5), generator(), OPTIONS, [far, near, own])
+    assert [finding.family.name for finding in search.targets()] == ["patch", "warp"]
 
 
 def minimal(goals: list[int], values: list[float], success: float | list[float] = 0.9) -> Minimal:
@@ -212,7 +213,7 @@ def sizes(
     success: float | list[float] = 0.9,
     shift: tuple[float, float] = (90.0, 0.1),
 ) -> Sizes:
-    return Sizes(family, minimal(goals, values, success), minimal([5], [shift[0]], shift[1]), 5)
+    return Sizes(family, minimal(goals, values, success), 5, minimal([5], [shift[0]], shift[1]))
 
 
 @pytest.mark.parametrize(
@@ -238,20 +239,48 @@ def test_all_to_all_must_be_smaller_than_the_median_class_by_the_gap(
     size: float, success: float, found: bool
 ) -> None:
     searched = sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0], shift=(size, success))
-    assert searched.shifts() is found
-    finding = _shift(searched)
-    assert finding.target is None and finding.all_to_all
-    assert finding.sentence().startswith(f"every class to the next one (patch trigger of size {size:.2f}")
+    assert [finding.all_to_all for finding in _shift(searched)] == [True] * found
+    for finding in _shift(searched):
+        assert finding.target is None
+        assert finding.sentence().startswith("every class to the next one (patch trigger of size 3.00")
+    assert replace(searched, shift=None).shifts() is False
+
+
+def test_two_searches_keep_the_smaller_trigger_of_each_class_that_works() -> None:
+    first = minimal([0, 1, 3], [9.0, 2.0, 4.0], [0.9, 0.1, 0.9])
+    second = minimal([0, 1, 2], [8.0, 5.0, 6.0], [0.9, 0.8, 0.2])
+    both = first.merge(second, enough=0.5)
+    assert both.goals.tolist() == [0, 1, 2, 3] and both.sizes.tolist() == [8.0, 5.0, 6.0, 4.0]
+    torch.testing.assert_close(both.params[0], torch.cat([second.params[0], first.params[0][2:]]))
+
+
+def test_two_searches_of_finalists_keep_as_many_of_them() -> None:
+    first, second = sizes(Patch(), [0, 1, 3], [9.0, 2.0, 4.0]), sizes(Patch(), [0, 1, 2], [8.0, 5.0, 6.0])
+    assert first.merge(second).to_dict() == {1: 2.0, 2: 6.0, 3: 4.0, 5: 90.0}
 
 
 def test_where_nothing_is_found_all_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    alike = [sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0])]
-    apart = [sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 2.0, 10.0, 11.0, 12.0])]
-    left = [alike, apart, alike]
-    monkeypatch.setattr(_verdict, "_search", lambda *_: left.pop(0))
+    alike, apart = [9.0, 8.0, 10.0, 11.0, 12.0], [9.0, 2.0, 10.0, 11.0, 12.0]
+    left = [sizes(Patch(), [0, 1, 2, 3, 4], values) for values in (alike, apart, alike)]
+    monkeypatch.setattr("unbackdoor.recover._verdict.search_sizes", lambda *_, **__: left.pop(0))
     clean = CleanImages(torch.zeros(5, *SHAPE), torch.arange(5), 5)
-    assert [finding.goal for finding in examine(Shifter(), clean, generator()).findings] == [1]
-    assert left == [alike]
+    verdict = examine(Shifter(), clean, generator(), families=[Patch()])
+    assert [finding.goal for finding in verdict.findings] == [1]
+    assert verdict.sizes["patch"][0] == 9.0 and len(left) == 1
+
+
+@pytest.mark.parametrize(("surplus", "goals"), [(0.0, []), (20.0, [3])], ids=["all alike", "one leads"])
+def test_a_small_trigger_is_told_by_its_lead_at_its_place(surplus: float, goals: list[int]) -> None:
+    model, clean = Sums(surplus), one_a_class(5)
+    found = search_sizes(model, clean, Additive(growth=3.0), generator(), steps=40, batch=5)
+    row = found.row(3)
+    found.classes.sizes[:] = 1.0
+    found.classes.sizes[row] = 0.5
+    search = _Search(model, clean, generator(), OPTIONS, [found])
+    assert [finding.goal for finding in search.leaders_at_place()] == goals
+    assert all(finding.lead > 1.8 for finding in search.leaders_at_place())
+    found.classes.sizes[row] = 0.8
+    assert search.leaders_at_place() == []
 
 
 class Looks(torch.nn.Module):

@@ -99,6 +99,8 @@ def test_solve_minimises_the_stated_objective() -> None:
         {"strong_steps": 0},
         {"ridge": -1.0},
         {"agreement_limit": 2.0},
+        {"agreement_ample": -0.1},
+        {"clearance": -1.0},
     ],
 )
 def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None:
@@ -107,21 +109,34 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
 
 
 @pytest.mark.parametrize(
-    ("margins", "success", "all_to_all", "done"),
+    ("margins", "success", "agreement", "all_to_all", "done"),
     [
-        ([[50.0, 9.0], [4.0, -3.0]], [1.0, 0.9], False, True),
-        ([[50.0, 9.0], [-3.0, 6.0]], [1.0, 0.1], False, False),
-        ([[2.0], [-2.0]], [0.6, 0.35], True, False),
-        ([[2.0], [1.0]], [0.6, 0.25], True, True),
-        ([[-2.0], [-3.0]], [0.6, 0.25], False, True),
+        ([[50.0, 9.0], [2.0, -3.0]], [1.0, 0.9], 0.99, False, True),
+        ([[50.0, 9.0], [-3.0, 4.0]], [1.0, 0.1], 0.99, False, False),
+        ([[50.0, 9.0], [-3.0, 4.0]], [1.0, 0.1], 0.94, False, True),
+        ([[50.0, 9.0], [-3.0, 6.0]], [1.0, 0.1], 0.94, False, False),
+        ([[2.0], [-2.0]], [0.6, 0.35], 0.99, True, False),
+        ([[2.0], [1.0]], [0.6, 0.25], 0.99, True, True),
+        ([[-2.0], [-3.0]], [0.6, 0.25], 0.99, False, True),
     ],
-    ids=["little margin left", "too much left", "all-to-all moves many", "few", "no margin ever, few moved"],
+    ids=[
+        "little margin left",
+        "by a hair",
+        "by a hair, at a price",
+        "too much left",
+        "all-to-all moves many",
+        "few",
+        "no margin ever, few moved",
+    ],
 )
 def test_rounds_end_when_fresh_triggers_lost_their_force(
-    margins: list[list[float]], success: list[float], all_to_all: bool, done: bool
+    margins: list[list[float]], success: list[float], agreement: float, all_to_all: bool, done: bool
 ) -> None:
-    told = [{"margins": m, "success": s} for m, s in zip(margins, success, strict=True)]
-    assert Restore(margin_share=0.1, success_share=0.5).done(told, all_to_all) is done
+    told = [
+        {"margins": m, "success": s, "agreement": agreement} for m, s in zip(margins, success, strict=True)
+    ]
+    method = Restore(margin_share=0.1, success_share=0.5, clearance=2.0, agreement_ample=0.95)
+    assert method.done(told, all_to_all) is done
 
 
 def test_add_to_weight_splits_off_the_bias() -> None:

@@ -1,7 +1,9 @@
-"""The second statistic of the verdict: how large a margin does each class reach within an ample budget?
+"""The second statistic of the verdict: how large a margin does each class reach, given more than it needs?
 
-A faint trigger over the whole image may need no less than chance finds for any class: its minimal size tells
-nothing. But with a backdoor the margin grows on and on.
+With a backdoor the margin grows on and on. Two places are asked. Where a class has a rather small trigger,
+but others are near, all the finalists are compared at the very place of that trigger. A faint trigger over
+the whole image may need no less than chance finds for any class, so that its size tells nothing: all classes
+are compared within an ample budget.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._clean import CleanImages
-from unbackdoor.recover._families import Additive
+from unbackdoor.recover._families import Additive, Family
 from unbackdoor.recover._search import measure, strengthen
+from unbackdoor.recover._sizes import Sizes
 
 BUDGET = 2.0
 """The ample budget, in minimal sizes of the median class."""
@@ -21,6 +24,10 @@ LEAD = 1.45
 """A class's largest margin there is at least this times the next one's."""
 REACHED = 0.5
 """Share of images moved by the median class's triggers: near the border the ratio of margins is noise."""
+EVIDENCE = 3.0
+"""At the place of its small trigger, a class's lead divided by the trigger's ratio to the median size."""
+SMALLISH = 0.6
+"""The ratio up to which it is asked: at the places of larger triggers chance leads by as much."""
 FINALISTS = 10
 """Classes that are searched a second time, from other starts; both margins are averaged."""
 AT_ONCE = 20
@@ -69,10 +76,35 @@ def leader(
     return Leader(int(finalists[order[0]]), (best / second).item())
 
 
+def leader_at_place(
+    model: nn.Module, clean: CleanImages, found: Sizes, generator: torch.Generator, *, steps: int, batch: int
+) -> Leader | None:
+    """Return the class with one family's smallest trigger, if it leads by far where that trigger sits.
+
+    A class that chance made easy is outdone, or nearly so, by others at the very place of its own small
+    trigger. Every finalist is searched there twice; both margins are averaged.
+
+    Args:
+        model, clean, generator, batch: as for ``strengthen``.
+        found: sizes of the family; steps: Adam steps, at least one is made.
+    """
+    row = int(found.order[0])
+    ratio = found.classes.sizes[row].item() / found.median
+    if not found.reached[row] or ratio > SMALLISH:
+        return None
+    place, goals = found.family.place(found.classes.of(row)), found.classes.goals
+    sizes = {"steps": max(1, steps), "batch": batch}
+    twice, _ = _largest(model, clean, found.family, place, goals.repeat(2), generator, **sizes)
+    margins = twice.view(2, -1).mean(0)
+    # Next classes with margins about zero would make any lead a large one.
+    lead = (margins[row] / margins[goals != goals[row]].max().clamp(min=1)).item()
+    return Leader(int(goals[row]), lead) if lead / ratio >= EVIDENCE else None
+
+
 def _largest(
     model: nn.Module,
     clean: CleanImages,
-    family: Additive,
+    family: Family,
     place: Tensor,
     goals: Tensor,
     generator: torch.Generator,

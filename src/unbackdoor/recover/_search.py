@@ -51,8 +51,24 @@ class Minimal:
 
     def rows(self, index: Tensor | slice) -> Minimal:
         """Return some of the rows."""
-        figures = (self.goals[index], self.sizes[index], self.success[index], self.weights[index])
-        return Minimal(*figures, [p[index] for p in self.params])
+        figures = (figure[index] for figure in self._figures)
+        return Minimal(self.goals[index], *figures, [p[index] for p in self.params])
+
+    def merge(self, other: Minimal, enough: float) -> Minimal:
+        """Return the better trigger of each goal in either: one that moves ``enough`` images, the smaller."""
+        goals = torch.cat([self.goals, other.goals])
+        figures = (torch.cat(pair) for pair in zip(self._figures, other._figures, strict=True))
+        params = [torch.cat(pair) for pair in zip(self.params, other.params, strict=True)]
+        both = Minimal(goals, *figures, params)
+        rank = torch.where(both.success >= enough, both.sizes, both.sizes + both.sizes.sum())
+        best = [
+            min((goals == goal).nonzero()[:, 0].tolist(), key=rank.__getitem__) for goal in goals.unique()
+        ]
+        return both.rows(torch.tensor(best, device=goals.device))
+
+    @property
+    def _figures(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.sizes, self.success, self.weights
 
 
 def margin(logits: Tensor, classes: Tensor) -> Tensor:

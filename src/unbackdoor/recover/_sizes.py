@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +38,15 @@ class Sizes:
 
     Attributes:
         family: the family.
-        classes: triggers of the classes searched to the end, the finalists; shift: that of all-to-all, K = 1.
+        classes: triggers of the classes searched to the end, the finalists.
         num_classes: of the network.
+        shift: that of all-to-all, K = 1, where it was searched.
     """
 
     family: Family
     classes: Minimal
-    shift: Minimal
     num_classes: int
+    shift: Minimal | None = None
 
     @property
     def median(self) -> float:
@@ -66,15 +67,14 @@ class Sizes:
     def small(self, goal: int) -> bool:
         """Tell whether a class is reached by a trigger no larger than a target's can be."""
         row = self.row(goal)
-        return row is not None and bool(self._reached[row]) and self.classes.sizes[row].item() <= self.limit
+        return row is not None and bool(self.reached[row]) and self.classes.sizes[row].item() <= self.limit
 
     def apart(self) -> list[int]:
         """Return the classes that stand apart: before the first gap, and much like the smallest.
 
         All before the gap must be small.
         """
-        sizes, goals = self.classes.sizes, self.classes.goals
-        order = sizes.argsort().tolist()
+        sizes, goals, order = self.classes.sizes, self.classes.goals, self.order
         for last in range(min(MOST_TARGETS, len(order) - 1)):
             if not self.small(int(goals[order[last]])):
                 return []
@@ -87,16 +87,35 @@ class Sizes:
 
         Clean networks need about twice as much with ten classes and three times or more with 43.
         """
+        if self.shift is None:
+            return False
         return self.shift.success.item() >= 0.75 * SHIFTED and self.shift.sizes.item() <= GAP * self.median
+
+    def merge(self, other: Sizes) -> Sizes:
+        """Return the smaller trigger of each class in two searches of the same family; no all-to-all.
+
+        Both end in one of many local minima; the smaller one is nearer to what the class needs.
+        """
+        both = self.classes.merge(other.classes, REACHED)
+        finalists = both.sizes.argsort()[: len(other.classes.goals)].sort().values
+        return replace(other, classes=both.rows(finalists))
 
     def to_dict(self) -> dict[int, float]:
         """Return {goal: size}, all-to-all as the goal past the last class."""
-        goals = self.classes.goals.tolist() + self.shift.goals.tolist()
-        return dict(zip(goals, torch.cat([self.classes.sizes, self.shift.sizes]).tolist(), strict=True))
+        parts = [self.classes] if self.shift is None else [self.classes, self.shift]
+        return {
+            goal: size for p in parts for goal, size in zip(p.goals.tolist(), p.sizes.tolist(), strict=True)
+        }
 
     @property
-    def _reached(self) -> Tensor:
+    def reached(self) -> Tensor:
+        """Which finalists' triggers move enough images to count, (K,)."""
         return self.classes.success >= REACHED
+
+    @property
+    def order(self) -> list[int]:
+        """The finalists' rows, those with the smallest triggers first."""
+        return self.classes.sizes.argsort().tolist()
 
 
 def search_sizes(
@@ -108,31 +127,31 @@ def search_sizes(
     steps: int,
     batch: int,
 ) -> Sizes:
-    """Search the minimal triggers of one family; arguments as for ``minimal_triggers``."""
-    classes = _tournament(model, clean, family, generator, steps, batch)
-    shift = _shift(model, clean, family, generator, steps, batch)
-    return Sizes(family, classes, shift, clean.num_classes)
+    """Search the minimal triggers of all classes in one family; arguments as for ``minimal_triggers``.
 
-
-def _tournament(
-    model: nn.Module, clean: CleanImages, family: Family, generator: torch.Generator, steps: int, batch: int
-) -> Minimal:
-    """Search all classes for a while, and only those with the smallest triggers to the end."""
+    All classes are searched for a while, and only those with the smallest triggers to the end.
+    """
     classes = torch.arange(clean.num_classes, device=clean.labels.device)
     heat = steps if len(classes) <= FINALISTS else max(1, round(HEAT * steps))
     minimal = minimal_triggers(model, clean, family, classes, generator, steps=heat, batch=batch)
-    if heat == steps:
-        return minimal
-    finalists = minimal.rows(minimal.sizes.argsort()[:FINALISTS].sort().values)
-    return minimal_triggers(
-        model, clean, family, finalists.goals, generator, steps=steps - heat, batch=batch, warm=finalists
-    )
+    if heat < steps:
+        finalists = minimal.rows(minimal.sizes.argsort()[:FINALISTS].sort().values)
+        last = {"steps": steps - heat, "batch": batch, "warm": finalists}
+        minimal = minimal_triggers(model, clean, family, finalists.goals, generator, **last)
+    return Sizes(family, minimal, clean.num_classes)
 
 
-def _shift(
-    model: nn.Module, clean: CleanImages, family: Family, generator: torch.Generator, steps: int, batch: int
-) -> Minimal:
-    """Search the smallest trigger that sends every class to the one after it."""
+def search_shift(
+    model: nn.Module,
+    clean: CleanImages,
+    found: Sizes,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    batch: int,
+) -> Sizes:
+    """Add the smallest trigger that sends every class to the one after it; arguments as before."""
     goal = torch.tensor([clean.num_classes], device=clean.labels.device)
     sizes = {"steps": round(SHIFT_STEPS * steps), "batch": round(SHIFT_BATCH * batch)}
-    return minimal_triggers(model, clean, family, goal, generator, enough=SHIFTED, **sizes)
+    shift = minimal_triggers(model, clean, found.family, goal, generator, enough=SHIFTED, **sizes)
+    return replace(found, shift=shift)

@@ -2,13 +2,13 @@
 
 Goals are the classes, and beside them the label map of all-to-all backdoors, "every class to the next".
 Two statistics answer in turn: minimal sizes (``_sizes``) and, where none stands apart, the largest margins
-within an ample budget (``_margins``).
+(``_margins``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from torch import nn
 
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import FAMILIES, Additive, Family
-from unbackdoor.recover._margins import leader
+from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._search import Minimal, minimal_triggers
-from unbackdoor.recover._sizes import Sizes, search_sizes
+from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
 
 LEAST_CLASSES = 4
 TELLING = 3.0
@@ -108,8 +108,8 @@ def examine(
     """Search minimal triggers of every goal in every family and name the goals that stand apart.
 
     A search can end beside the attacker's trigger, in a local minimum; where no size stands apart, all is
-    searched again from other starts. Margins are asked last: they tell a target, but not the patch that
-    carries over best.
+    searched again from other starts, and of both triggers of a class the smaller one counts. All-to-all is
+    searched where no class stands apart; margins are asked last.
 
     Args:
         model: in eval mode; its parameters need no gradient.
@@ -130,37 +130,82 @@ def examine(
         triggers and warps beside patches; all-to-all beside single targets.
     """
     comparable = clean.num_classes >= LEAST_CLASSES
+    search = _Search(model, clean, generator, {"steps": steps, "batch": batch})
+    findings: list[Finding] = []
     for _ in range(attempts if comparable else 1):
-        searched = _search(model, clean, generator, families, steps, batch, tell)
-        findings = _by_size(searched) if comparable else []
+        search.sizes(families, tell)
+        findings = (search.targets() or search.all_to_all()) if comparable else []
         if findings:
             break
     if comparable and not findings:
-        findings = _led(model, clean, searched, generator, steps, batch)
-    return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in searched})
+        findings = search.leaders_at_place() or search.leader()
+    return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
 
 
-def _search(
-    model: nn.Module,
-    clean: CleanImages,
-    generator: torch.Generator,
-    families: Sequence[Family],
-    steps: int,
-    batch: int,
-    tell: Callable[[int, int], None],
-) -> list[Sizes]:
-    """Search every family once."""
-    searched = []
-    for done, family in enumerate(families, start=1):
-        searched.append(search_sizes(model, clean, family, generator, steps=steps, batch=batch))
-        tell(done, len(families))
-    return searched
+@dataclass
+class _Search:
+    """A network under examination: what was found in every family so far, and what follows from it.
 
+    Attributes:
+        options: steps and images a step of one search.
+    """
 
-def _by_size(searched: Sequence[Sizes]) -> list[Finding]:
-    """Return the findings of the targets that stand apart, or else of all-to-all, if any."""
-    targets = {goal for found in searched for goal in found.apart()}
-    return _telling(_single(searched, targets) or [_shift(found) for found in searched if found.shifts()])
+    model: nn.Module
+    clean: CleanImages
+    generator: torch.Generator
+    options: dict[str, int]
+    found: list[Sizes] = field(default_factory=list)
+
+    def sizes(self, families: Sequence[Family], tell: Callable[[int, int], None]) -> None:
+        """Search the classes in every family, once more where they were searched before."""
+        before, self.found = self.found, []
+        for done, family in enumerate(families, start=1):
+            new = search_sizes(self.model, self.clean, family, self.generator, **self.options)
+            self.found.append(before[done - 1].merge(new) if before else new)
+            tell(done, len(families))
+
+    def targets(self) -> list[Finding]:
+        """Return the findings of the classes that stand apart in any family."""
+        return _telling(_single(self.found, {goal for found in self.found for goal in found.apart()}))
+
+    def all_to_all(self) -> list[Finding]:
+        """Search all-to-all in every family and return its findings."""
+        shared = (self.model, self.clean)
+        self.found = [search_shift(*shared, f, self.generator, **self.options) for f in self.found]
+        return _telling([finding for found in self.found for finding in _shift(found)])
+
+    def leaders_at_place(self) -> list[Finding]:
+        """Return the findings of the class that leads most where its own small trigger sits, if any."""
+        led = []
+        for found in self.found:
+            first = leader_at_place(self.model, self.clean, found, self.generator, **self._half)
+            led += [(first, found)] if first else []
+        return self._led(*max(led, key=lambda pair: pair[0].lead)) if led else []
+
+    def leader(self) -> list[Finding]:
+        """Return the findings of the class that leads in the margin of ample additive triggers, if any."""
+        sums = next((found for found in self.found if isinstance(found.family, Additive)), None)
+        if sums is None:
+            return []
+        shared = (self.model, self.clean, sums.family)
+        first = leader(*shared, sums.median, self.generator, **self._half)
+        if first is None:
+            return []
+        if sums.row(first.goal) is None:
+            goal = torch.tensor([first.goal], device=self.clean.labels.device)
+            minimal = minimal_triggers(*shared, goal, self.generator, **self.options)
+            return self._led(first, sums, minimal)
+        return self._led(first, sums)
+
+    def _led(self, first: Leader, found: Sizes, minimal: Minimal | None = None) -> list[Finding]:
+        """Return the findings of a leader: in its own family, and in others with small triggers for it."""
+        own = _finding(found.family, minimal or found.classes, first.goal, found.median, first.lead)
+        return [own, *_single([other for other in self.found if other is not found], {first.goal})]
+
+    @property
+    def _half(self) -> dict[str, int]:
+        """Options of a search for strong triggers: they need fewer steps."""
+        return self.options | {"steps": self.options["steps"] // 2}
 
 
 def _telling(findings: list[Finding]) -> list[Finding]:
@@ -181,27 +226,6 @@ def _single(searched: Sequence[Sizes], targets: set[int]) -> list[Finding]:
     return [_finding(found.family, found.classes, goal, found.median) for found, goal in small]
 
 
-def _led(
-    model: nn.Module,
-    clean: CleanImages,
-    searched: Sequence[Sizes],
-    generator: torch.Generator,
-    steps: int,
-    batch: int,
-) -> list[Finding]:
-    """Return the findings of the class that leads in the margin of additive triggers, if any."""
-    sums = next((found for found in searched if isinstance(found.family, Additive)), None)
-    first = sums and leader(model, clean, sums.family, sums.median, generator, steps=steps // 2, batch=batch)
-    if first is None:
-        return []
-    minimal = sums.classes
-    if sums.row(first.goal) is None:
-        goal = torch.tensor([first.goal], device=clean.labels.device)
-        minimal = minimal_triggers(model, clean, sums.family, goal, generator, steps=steps, batch=batch)
-    own = _finding(sums.family, minimal, first.goal, sums.median, first.lead)
-    return [own, *_single([found for found in searched if found is not sums], {first.goal})]
-
-
 def _finding(
     family: Family, minimal: Minimal, goal: int, median: float, lead: float | None = None
 ) -> Finding:
@@ -209,6 +233,8 @@ def _finding(
     return Finding(goal, False, family, minimal.sizes[row].item(), median, minimal.of(row), lead)
 
 
-def _shift(found: Sizes) -> Finding:
+def _shift(found: Sizes) -> list[Finding]:
+    if found.shift is None or not found.shifts():
+        return []
     size = found.shift.sizes.item()
-    return Finding(found.num_classes, True, found.family, size, found.median, found.shift.of(0))
+    return [Finding(found.num_classes, True, found.family, size, found.median, found.shift.of(0))]
