@@ -60,11 +60,10 @@ class Minimal:
         figures = (torch.cat(pair) for pair in zip(self._figures, other._figures, strict=True))
         params = [torch.cat(pair) for pair in zip(self.params, other.params, strict=True)]
         both = Minimal(goals, *figures, params)
-        rank = torch.where(both.success >= enough, both.sizes, both.sizes + both.sizes.sum())
-        best = [
-            min((goals == goal).nonzero()[:, 0].tolist(), key=rank.__getitem__) for goal in goals.unique()
-        ]
-        return both.rows(torch.tensor(best, device=goals.device))
+        # Unreached ones after all others; read from the last on, the first of each goal is kept.
+        order = torch.where(both.success >= enough, both.sizes, both.sizes + both.sizes.sum()).argsort()
+        best = {int(goals[row]): row for row in reversed(order.tolist())}
+        return both.rows(torch.tensor([best[goal] for goal in sorted(best)], device=goals.device))
 
     @property
     def _figures(self) -> tuple[Tensor, Tensor, Tensor]:

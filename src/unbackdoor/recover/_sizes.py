@@ -102,10 +102,10 @@ class Sizes:
 
     def to_dict(self) -> dict[int, float]:
         """Return {goal: size}, all-to-all as the goal past the last class."""
-        parts = [self.classes] if self.shift is None else [self.classes, self.shift]
-        return {
-            goal: size for p in parts for goal, size in zip(p.goals.tolist(), p.sizes.tolist(), strict=True)
-        }
+        sizes: dict[int, float] = {}
+        for part in (self.classes, self.shift):
+            sizes |= dict(zip(part.goals.tolist(), part.sizes.tolist(), strict=True)) if part else {}
+        return sizes
 
     @property
     def reached(self) -> Tensor:
