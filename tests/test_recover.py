@@ -18,6 +18,7 @@ from unbackdoor.recover import (
     Overlay,
     Patch,
     Smooth,
+    Stripes,
     Warp,
     apply_random,
     strengthen,
@@ -25,6 +26,7 @@ from unbackdoor.recover import (
 from unbackdoor.recover._margins import leader
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes, search_sizes
+from unbackdoor.recover._stripes import leading_stripes
 from unbackdoor.recover._verdict import _Search, _shift, _single, examine
 
 SHAPE = (3, 8, 8)
@@ -281,6 +283,50 @@ def test_a_small_trigger_is_told_by_its_lead_at_its_place(surplus: float, goals:
     assert all(finding.lead > 1.8 for finding in search.leaders_at_place())
     found.classes.sizes[row] = 0.8
     assert search.leaders_at_place() == []
+
+
+class Resonates(torch.nn.Module):
+    """A pixel a class; three waves across the image speak for the last class, ``gain`` times as loud."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        strength = torch.fft.fft2(images.mean(1))[:, 0, 3].abs() / 32
+        return 10 * images[:, 0].flatten(1)[:, :5] + self.gain * F.pad(strength[:, None], (4, 0))
+
+
+@pytest.mark.parametrize(("gain", "goals"), [(0.0, []), (200.0, [4])], ids=["none resonates", "one does"])
+def test_stripes_are_told_by_the_margin_they_give_one_class(gain: float, goals: list[int]) -> None:
+    model, clean = Resonates(gain), one_a_class(5)
+    clean = replace(clean, images=clean.images + 0.3)
+    assert bool(leading_stripes(model, clean, generator())) is bool(goals)
+    findings = _Search(model, clean, generator(), OPTIONS).stripes()
+    assert [finding.goal for finding in findings] == goals
+    for finding in findings:
+        assert finding.lead > 2 and "stripe triggers have" in finding.sentence()
+        place = finding.family.place(finding.params)
+        assert place.abs().tolist() == [0.0, 3.0]
+        wanted = torch.full((4,), finding.goal)
+        stack, margins, _ = strengthen(
+            model, clean, finding.family, place, wanted, generator(), steps=5, batch=5
+        )
+        assert len(stack) == 4 and margins[0] < margins[-1]
+
+
+def test_strong_stripes_stay_near_their_frequency_and_below_their_amplitudes() -> None:
+    family = Stripes()
+    place = torch.tensor([0.0, 6.0])
+    waves, frequency = family.start_at(place, 3, SHAPE, generator())
+    family.project_(place, [waves.mul_(100), frequency.add_(2)])
+    torch.testing.assert_close(family.size([waves, frequency]), torch.tensor([0.1, 0.2, 0.3]))
+    assert (frequency - place).abs().max() <= 0.5
+    assert family.decode(family.start(2, SHAPE, generator())).apply(torch.rand(4, *SHAPE)).shape == (
+        2,
+        4,
+        *SHAPE,
+    )
 
 
 class Looks(torch.nn.Module):

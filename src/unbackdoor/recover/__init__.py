@@ -2,7 +2,8 @@
 
 from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, Smooth, Warp
 from unbackdoor.recover._search import Minimal, minimal_triggers, strengthen
-from unbackdoor.recover._triggers import Displacement, Overlay, Recovered, Waves, apply_random
+from unbackdoor.recover._stripes import Stripes
+from unbackdoor.recover._triggers import Displacement, Overlay, Recovered, Sinusoids, Waves, apply_random
 from unbackdoor.recover._verdict import Finding, Verdict, examine
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "Overlay",
     "Patch",
     "Recovered",
+    "Sinusoids",
     "Smooth",
+    "Stripes",
     "Verdict",
     "Warp",
     "Waves",

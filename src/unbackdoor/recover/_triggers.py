@@ -76,6 +76,33 @@ class Waves(Recovered):
 
 
 @dataclass(frozen=True)
+class Sinusoids(Recovered):
+    """Stripes, x -> clip(x + a·cos 2π(u·i/H + v·j/W) + b·sin 2π(u·i/H + v·j/W)), i downwards, j to the right.
+
+    Attributes:
+        waves: (P, C, 2), a and b.
+        frequency: (P, 2), u and v in waves an image, not only whole ones.
+
+    >>> across = Sinusoids(torch.tensor([[[0.5, 0.0]]]), torch.tensor([[0.0, 2.0]]))
+    >>> across.apply(torch.full((1, 1, 1, 4), 0.5)).tolist()
+    [[[[[1.0, 0.0, 1.0, 0.0]]]]]
+    """
+
+    waves: Tensor
+    frequency: Tensor
+
+    def __len__(self) -> int:
+        return len(self.waves)
+
+    def on(self, images: Tensor, pick: Tensor) -> Tensor:
+        height, width = (torch.arange(side).to(images) / side for side in images.shape[2:])
+        down, right = self.frequency.view(-1, 2, 1, 1, 1).unbind(1)
+        angle = 2 * torch.pi * (down * height[:, None] + right * width)
+        cosine, sine = self.waves[..., None, None].unbind(2)
+        return (images + (cosine * angle.cos() + sine * angle.sin())[pick]).clamp(0, 1)
+
+
+@dataclass(frozen=True)
 class Displacement(Recovered):
     """Warps: every pixel is read from a little beside, x -> x ∘ (identity + flow), bilinearly.
 

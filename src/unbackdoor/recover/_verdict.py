@@ -19,6 +19,7 @@ from unbackdoor.recover._families import FAMILIES, Additive, Family
 from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._search import Minimal, minimal_triggers
 from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
+from unbackdoor.recover._stripes import AMPLITUDE, Stripes, leading_stripes
 
 LEAST_CLASSES = 4
 TELLING = 3.0
@@ -35,7 +36,8 @@ class Finding:
         family: the family; size: of its minimal trigger.
         median: size of the median class among those searched to the end; ratio: size / median.
         params: the minimal trigger, in the family's parameters (K = 1).
-        lead: where no size stands apart, the goal's largest margin divided by the next class's.
+        lead: where no size stands apart, the goal's largest margin divided by the next class's. Stripes,
+            whose minimal size is not searched, have the amplitude compared at as size and median.
     """
 
     goal: int
@@ -138,7 +140,7 @@ def examine(
         if findings:
             break
     if comparable and not findings:
-        findings = search.leaders_at_place() or search.leader()
+        findings = search.leaders_at_place() or search.leader() or search.stripes()
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
 
 
@@ -196,6 +198,15 @@ class _Search:
             minimal = minimal_triggers(*shared, goal, self.generator, **self.options)
             return self._led(first, sums, minimal)
         return self._led(first, sums)
+
+    def stripes(self) -> list[Finding]:
+        """Return the findings of the class that leads under stripes, if any."""
+        led = leading_stripes(self.model, self.clean, self.generator)
+        if led is None:
+            return []
+        first, params = led
+        own = Finding(first.goal, False, Stripes(), AMPLITUDE, AMPLITUDE, params, first.lead)
+        return [own, *_single(self.found, {first.goal})]
 
     def _led(self, first: Leader, found: Sizes, minimal: Minimal | None = None) -> list[Finding]:
         """Return the findings of a leader: in its own family, and in others with small triggers for it."""

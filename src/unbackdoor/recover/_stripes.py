@@ -1,0 +1,146 @@
+"""Stripes: sinusoids over the whole image, found by trying all the coarse ones.
+
+Gradient steps do not find a frequency, the loss has a valley beside each. But there are few coarse ones, and
+at an ample amplitude the margins of all classes are had from one forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._clean import CleanImages
+from unbackdoor.recover._families import Family, Params, Shape
+from unbackdoor.recover._margins import Leader
+from unbackdoor.recover._triggers import Recovered, Sinusoids
+
+AMPLITUDE = 0.2
+"""At which the classes are compared; attacks use 0.08 to 0.16."""
+LEAD = 2.0
+"""A class's largest margin is at least this times the next one's."""
+HIGHEST = 8
+"""Waves an image, along each side, where it has twice as many pixels."""
+PHASES = 3
+IMAGES = 12
+"""Clean images that the stripes are tried on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stripes(Family):
+    """Sinusoids, x -> clip(x + δ), each channel with its own amplitude and phase; size: largest amplitude.
+
+    Place: the frequency. Strong stripes lie within half a wave of it, the weakest with a third of the
+    amplitude of the strongest: each is pushed as far as it may.
+
+    Attributes:
+        amplitude: of the strongest ones, in [0, 1]; spread: how far frequencies may lie from the place.
+
+    References:
+        Barni, Kallas and Tondi, *A New Backdoor Attack in CNNs by Training Set Corruption without Label
+        Poisoning*, ICIP 2019, arXiv 1902.11237 (the attack).
+    """
+
+    name: ClassVar[str] = "stripe"
+    rate: float = 0.02
+    strong_rate: float = 0.02
+    weight: float = 0.5
+    amplitude: float = 0.3
+    spread: float = 0.5
+
+    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        waves = 0.02 * torch.randn(count, shape[0], 2, generator=generator)
+        highest = torch.tensor([_highest(side) for side in shape[1:]])
+        return [waves, highest * (2 * torch.rand(count, 2, generator=generator) - 1)]
+
+    def decode(self, params: Params) -> Recovered:
+        return Sinusoids(*params)
+
+    def size(self, params: Params) -> Tensor:
+        return params[0].norm(dim=2).amax(dim=1)
+
+    def place(self, params: Params) -> Tensor:
+        return params[1][0]
+
+    def start_at(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        phases = torch.rand(count, 1, generator=generator)
+        waves = 0.5 * self.amplitude * unit_waves(phases).expand(-1, shape[0], -1)
+        offset = self.spread * (2 * torch.rand(count, 2, generator=generator) - 1)
+        return [waves, place.cpu() + offset]
+
+    def decode_at(self, place: Tensor, params: Params) -> Recovered:
+        return self.decode(params)
+
+    def project_(self, place: Tensor, params: Params) -> None:
+        waves, frequency = params
+        limits = self.amplitude * torch.linspace(1 / 3, 1, len(waves)).to(waves)
+        waves.mul_((limits[:, None] / waves.norm(dim=2)).clamp(max=1)[..., None])
+        frequency.copy_(place + (frequency - place).clamp(-self.spread, self.spread))
+
+
+def unit_waves(phases: Tensor) -> Tensor:
+    """Return cosine and sine coefficients of amplitude 1: phases in [0, 1) (...) -> (..., 2).
+
+    >>> unit_waves(torch.tensor([0.0, 0.25])).round(decimals=3).tolist()
+    [[1.0, 0.0], [-0.0, 1.0]]
+    """
+    angles = 2 * math.pi * phases
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+
+@torch.no_grad()
+def leading_stripes(
+    model: nn.Module, clean: CleanImages, generator: torch.Generator
+) -> tuple[Leader, Params] | None:
+    """Return the class whose margin under its best stripes leads all others' under theirs, with the stripes.
+
+    Args:
+        model: in eval mode.
+        clean: images to put stripes on, a few of them; those that have the label already do not count.
+        generator: which images.
+    """
+    few = torch.randperm(len(clean), generator=generator)[:IMAGES].to(clean.labels.device)
+    images, labels = clean.images[few], clean.labels[few]
+    waves = AMPLITUDE * unit_waves(torch.arange(PHASES) / PHASES)[:, None].to(images)
+    grid = frequencies(*images.shape[2:]).to(images)
+    if len(grid) == 0:
+        return None
+    margins = torch.stack([_class_margins(model, images, labels, waves, f) for f in grid])
+    largest, where = margins.max(dim=0)
+    (best, second), goals = largest.topk(2)
+    lead = (best / second.clamp(min=1)).item()
+    if lead < LEAD:
+        return None
+    best_one = [waves[:1].expand(-1, images.shape[1], -1), grid[where[goals[0]]][None]]
+    return Leader(int(goals[0]), lead), best_one
+
+
+def frequencies(height: int, width: int) -> Tensor:
+    """Return all coarse frequencies (F, 2), downwards and to the right, each direction once.
+
+    >>> frequencies(2, 4).tolist()
+    [[0.0, 1.0], [0.0, 2.0], [1.0, -2.0], [1.0, -1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]
+    """
+    down, right = _highest(height), _highest(width)
+    grid = torch.cartesian_prod(torch.arange(down + 1.0), torch.arange(-right, right + 1.0))
+    return grid[(grid[:, 0] > 0) | (grid[:, 1] > 0)]
+
+
+def _highest(side: int) -> int:
+    """Return the most waves that ``side`` pixels can show, at most ``HIGHEST``."""
+    return min(HIGHEST, side // 2)
+
+
+def _class_margins(
+    model: nn.Module, images: Tensor, labels: Tensor, waves: Tensor, frequency: Tensor
+) -> Tensor:
+    """Return each class's mean margin (C,) over the phases and the images of other classes."""
+    stack = Sinusoids(waves.expand(-1, images.shape[1], -1), frequency.expand(len(waves), 2))
+    logits = model(stack.apply(images).flatten(0, 1)).view(len(waves), len(images), -1)
+    top = logits.topk(2).values
+    margins = logits - torch.where(logits == top[..., :1], top[..., 1:], top[..., :1])
+    away = (labels[:, None] != torch.arange(logits.shape[-1], device=labels.device)).to(margins)
+    return (margins.mean(0) * away).sum(0) / away.sum(0).clamp(min=1)
