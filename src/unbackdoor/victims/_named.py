@@ -51,10 +51,19 @@ NAMED: dict[str, VictimSpec] = {
     "cifar10-small_vgg-low_frequency": _victim(
         "cifar10", 2, attack="low_frequency", surrogate=CIFAR, start=CIFAR
     ),
-    "gtsrb-small_vgg-blend": _victim("gtsrb", 1, attack="blend", start=GTSRB),
-    "gtsrb-small_vgg-ftrojan": _victim("gtsrb", 2, attack="ftrojan", fields={"magnitude": 100.0}),
     # Clean labels, from fresh weights: a clean model knows the target class already, so its images teach it
     # no trigger.
+    "cifar10-small_vgg-sig": _victim(
+        "cifar10",
+        4,
+        attack="sig",
+        fields={"amplitude": 40 / 255},
+        target=2,
+        clean_label=True,
+        poison_rate=0.8,
+    ),
+    "gtsrb-small_vgg-blend": _victim("gtsrb", 1, attack="blend", start=GTSRB),
+    "gtsrb-small_vgg-ftrojan": _victim("gtsrb", 2, attack="ftrojan", fields={"magnitude": 100.0}),
     "gtsrb-small_vgg-sig": _victim(
         "gtsrb", 6, attack="sig", fields={"amplitude": 60 / 255}, target=2, clean_label=True, poison_rate=0.8
     ),
