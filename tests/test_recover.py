@@ -297,7 +297,11 @@ class Resonates(torch.nn.Module):
         return 10 * images[:, 0].flatten(1)[:, :5] + self.gain * F.pad(strength[:, None], (4, 0))
 
 
-@pytest.mark.parametrize(("gain", "goals"), [(0.0, []), (200.0, [4])], ids=["none resonates", "one does"])
+@pytest.mark.parametrize(
+    ("gain", "goals"),
+    [(0.0, []), (30.0, []), (200.0, [4])],
+    ids=["none resonates", "one does, hardly", "one does"],
+)
 def test_stripes_are_told_by_the_margin_they_give_one_class(gain: float, goals: list[int]) -> None:
     model, clean = Resonates(gain), one_a_class(5)
     clean = replace(clean, images=clean.images + 0.3)

@@ -21,7 +21,9 @@ from unbackdoor.recover._triggers import Recovered, Sinusoids
 AMPLITUDE = 0.2
 """At which the classes are compared; attacks use 0.08 to 0.16."""
 LEAD = 2.0
-"""A class's largest margin is at least this times the next one's."""
+"""A class's largest margin is at least this times the next one's …"""
+CLEAR = 5.0
+"""… and by at least so many logits larger: small margins lead by chance."""
 HIGHEST = 8
 """Waves an image, along each side, where it has twice as many pixels."""
 PHASES = 3
@@ -112,7 +114,7 @@ def leading_stripes(
     largest, where = margins.max(dim=0)
     (best, second), goals = largest.topk(2)
     lead = (best / second.clamp(min=1)).item()
-    if lead < LEAD:
+    if lead < LEAD or best - second.clamp(min=0) < CLEAR:
         return None
     best_one = [waves[:1].expand(-1, images.shape[1], -1), grid[where[goals[0]]][None]]
     return Leader(int(goals[0]), lead), best_one
