@@ -13,10 +13,10 @@ from unbackdoor._dct import dct_basis
 from unbackdoor.recover import (
     Additive,
     Displacement,
-    Family,
     Minimal,
     Overlay,
     Patch,
+    SizedFamily,
     Smooth,
     Stripes,
     Warp,
@@ -209,7 +209,7 @@ def minimal(goals: list[int], values: list[float], success: float | list[float] 
 
 
 def sizes(
-    family: Family,
+    family: SizedFamily,
     goals: list[int],
     values: list[float],
     success: float | list[float] = 0.9,
@@ -241,11 +241,10 @@ def test_all_to_all_must_be_smaller_than_the_median_class_by_the_gap(
     size: float, success: float, found: bool
 ) -> None:
     searched = sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0], shift=(size, success))
-    assert [finding.all_to_all for finding in _shift(searched)] == [True] * found
-    for finding in _shift(searched):
-        assert finding.target is None
-        assert finding.sentence().startswith("every class to the next one (patch trigger of size 3.00")
-    assert replace(searched, shift=None).shifts() is False
+    assert searched.shifts() is found and replace(searched, shift=None).shifts() is False
+    finding = _shift(searched, searched.shift)
+    assert finding.target is None and finding.all_to_all
+    assert finding.sentence().startswith(f"every class to the next one (patch trigger of size {size:.2f}")
 
 
 def test_two_searches_keep_the_smaller_trigger_of_each_class_that_works() -> None:
@@ -324,13 +323,21 @@ def test_strong_stripes_stay_near_their_frequency_and_below_their_amplitudes() -
     place = torch.tensor([0.0, 6.0])
     waves, frequency = family.start_at(place, 3, SHAPE, generator())
     family.project_(place, [waves.mul_(100), frequency.add_(2)])
-    torch.testing.assert_close(family.size([waves, frequency]), torch.tensor([0.1, 0.2, 0.3]))
+    torch.testing.assert_close(waves.norm(dim=2).amax(dim=1), torch.tensor([0.1, 0.2, 0.3]))
     assert (frequency - place).abs().max() <= 0.5
-    assert family.decode(family.start(2, SHAPE, generator())).apply(torch.rand(4, *SHAPE)).shape == (
-        2,
-        4,
-        *SHAPE,
-    )
+
+
+def test_margins_are_asked_where_no_size_stands_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = search_sizes(Sums(20.0), one_a_class(5), Additive(growth=3.0), generator(), steps=40, batch=5)
+    found.classes.sizes[:] = 1.0
+    found.classes.sizes[found.row(3)] = 0.5
+    monkeypatch.setattr("unbackdoor.recover._verdict.search_sizes", lambda *_, **__: found)
+    monkeypatch.setattr("unbackdoor.recover._verdict.leader", lambda *_, **__: None)
+    (first,) = examine(Sums(20.0), one_a_class(5), generator(), families=[found.family]).findings
+    assert first.goal == 3 and first.lead > 1.5 and first.size == 0.5
+    clean = replace(one_a_class(5), images=one_a_class(5).images + 0.3)
+    (last,) = examine(Resonates(200.0), clean, generator(), families=[]).findings
+    assert last.goal == 4 and last.family.name == "stripe"
 
 
 class Looks(torch.nn.Module):

@@ -42,7 +42,7 @@ class Metrics:
     num_triggered: int
     asr_untriggered: float | None = None
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         """Return the figures as plain values, for records."""
         return dataclasses.asdict(self)
 

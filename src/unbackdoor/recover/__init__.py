@@ -1,6 +1,6 @@
 """Trigger recovery: which target, how small a trigger, how strong can it get. Knows nothing of methods."""
 
-from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, Smooth, Warp
+from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, SizedFamily, Smooth, Warp
 from unbackdoor.recover._search import Minimal, minimal_triggers, strengthen
 from unbackdoor.recover._stripes import Stripes
 from unbackdoor.recover._triggers import Displacement, Overlay, Recovered, Sinusoids, Waves, apply_random
@@ -17,6 +17,7 @@ __all__ = [
     "Patch",
     "Recovered",
     "Sinusoids",
+    "SizedFamily",
     "Smooth",
     "Stripes",
     "Verdict",

@@ -23,34 +23,18 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Family(abc.ABC):
-    """A parametrised set of universal triggers.
+    """A parametrised set of universal triggers; once one is located, strong ones are searched at its place.
 
     Attributes:
-        rate: step of Adam in the search for minimal triggers.
-        strong_rate: the same in the search for strong ones.
-        weight: starting weight of the size in the loss; it adapts from there.
+        strong_rate: step of Adam in the search for strong triggers.
     """
 
     name: ClassVar[str]
-    rate: float
     strong_rate: float
-    weight: float
-
-    @abc.abstractmethod
-    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
-        """Return parameters of ``count`` triggers for images of ``shape`` (C, H, W)."""
-
-    @abc.abstractmethod
-    def decode(self, params: Params) -> Recovered:
-        """Return the triggers, differentiable."""
-
-    @abc.abstractmethod
-    def size(self, params: Params) -> Tensor:
-        """Return the size of each trigger, (K,): pixels of a patch, ‖δ‖₂ of a sum, shift of a warp."""
 
     @abc.abstractmethod
     def place(self, params: Params) -> Tensor:
-        """Return where one minimal trigger (K = 1) sits: a region (1, H, W) or a radius ()."""
+        """Return where one trigger (K = 1) sits: a region (1, H, W), a radius () or a frequency (2,)."""
 
     @abc.abstractmethod
     def start_at(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
@@ -66,7 +50,32 @@ class Family(abc.ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch(Family):
+class SizedFamily(Family):
+    """A family with a size that gradient steps can press: a target is located by its minimal trigger.
+
+    Attributes:
+        rate: step of Adam in the search for minimal triggers.
+        weight: starting weight of the size in the loss; it adapts from there.
+    """
+
+    rate: float
+    weight: float
+
+    @abc.abstractmethod
+    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        """Return parameters of ``count`` triggers for images of ``shape`` (C, H, W)."""
+
+    @abc.abstractmethod
+    def decode(self, params: Params) -> Recovered:
+        """Return the triggers, differentiable."""
+
+    @abc.abstractmethod
+    def size(self, params: Params) -> Tensor:
+        """Return the size of each trigger, (K,): pixels of a patch, ‖δ‖₂ of a sum, shift of a warp."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch(SizedFamily):
     """Mask and pattern, x ⊙ (1 − M) + M ⊙ P, both through a sigmoid; size ‖M‖₁ in pixels.
 
     Place: the pixels where M exceeds a quarter of its largest value, widened by two pixels. A minimal trigger
@@ -113,7 +122,7 @@ class Patch(Family):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ball(Family):
+class Ball(SizedFamily):
     """A family whose strong triggers lie in a ball around none, larger than the minimal one.
 
     The parameters are one tensor, and the size is a norm of it, ‖·‖₂ unless the family has its own: the
@@ -223,7 +232,7 @@ class Warp(Ball):
         return params[0].square().sum(1).mean(dim=(1, 2)).add(1e-12).sqrt()
 
 
-FAMILIES: tuple[Family, ...] = (Patch(), Additive(), Smooth(), Warp())
+FAMILIES: tuple[SizedFamily, ...] = (Patch(), Additive(), Smooth(), Warp())
 
 
 def _column(values: Tensor) -> Tensor:

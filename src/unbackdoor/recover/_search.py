@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unbackdoor._augment import random_flip, random_resized_crop
 from unbackdoor._clean import CleanImages
-from unbackdoor.recover._families import Family, Params
+from unbackdoor.recover._families import Family, Params, SizedFamily
 from unbackdoor.recover._triggers import Recovered
 
 LIMIT = 100
@@ -79,7 +79,7 @@ def margin(logits: Tensor, classes: Tensor) -> Tensor:
 def minimal_triggers(
     model: nn.Module,
     clean: CleanImages,
-    family: Family,
+    family: SizedFamily,
     goals: Tensor,
     generator: torch.Generator,
     *,
@@ -118,7 +118,7 @@ def minimal_triggers(
     )
 
 
-def _fresh(family: Family, clean: CleanImages, goals: Tensor, generator: torch.Generator) -> Minimal:
+def _fresh(family: SizedFamily, clean: CleanImages, goals: Tensor, generator: torch.Generator) -> Minimal:
     params = family.start(len(goals), clean.images.shape[1:], generator)
     zeros = torch.zeros(len(goals)).to(clean.images)
     return Minimal(goals, zeros, zeros, zeros + family.weight, [p.to(clean.images) for p in params])
@@ -127,7 +127,7 @@ def _fresh(family: Family, clean: CleanImages, goals: Tensor, generator: torch.G
 def _minimal_chunk(
     model: nn.Module,
     clean: CleanImages,
-    family: Family,
+    family: SizedFamily,
     start: Minimal,
     generator: torch.Generator,
     steps: int,
@@ -143,8 +143,8 @@ def _minimal_chunk(
         images, labels = draw(clean, batch, generator)
         size = family.size(params)
         moved, away = _margins(model, family.decode(params), images, labels, goals)
-        success = 0.8 * success + 0.2 * _mean((moved > 0).to(moved), away)
-        loss = _mean(F.softplus(0.5 - moved), away) + weight * size
+        success = 0.8 * success + 0.2 * weighted_mean((moved > 0).to(moved), away)
+        loss = weighted_mean(F.softplus(0.5 - moved), away) + weight * size
         _step(optimizer, loss.sum())
         weight = torch.where(success >= enough, weight * 1.1, weight / 1.2).clamp(1e-3, 10)
         sizes = sizes + (size.detach() / last if step >= steps - last else 0)
@@ -182,13 +182,13 @@ def strengthen(
     for _ in range(steps):
         images, labels = draw(clean, batch, generator)
         moved, away = _margins(model, family.decode_at(place, params), images, labels, goals)
-        margins = _mean(moved, away)
+        margins = weighted_mean(moved, away)
         _step(optimizer, -margins.sum())
         with torch.no_grad():
             family.project_(place, params)
     with torch.no_grad():
         triggers = family.decode_at(place, [p.detach() for p in params])
-    return triggers, margins.detach(), _mean((moved > 0).to(moved), away)
+    return triggers, margins.detach(), weighted_mean((moved > 0).to(moved), away)
 
 
 @torch.no_grad()
@@ -204,7 +204,7 @@ def measure(
     pick = torch.arange(len(goals), device=labels.device)[:, None].expand(-1, len(images))
     moved = torch.stack([margin(model(triggers.on(images, p)), w) for p, w in zip(pick, wanted, strict=True)])
     away = (wanted != labels).to(moved)
-    return _mean(moved, away), _mean((moved > 0).to(moved), away)
+    return weighted_mean(moved, away), weighted_mean((moved > 0).to(moved), away)
 
 
 def draw(clean: CleanImages, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -233,7 +233,8 @@ def _margins(
     return margin(logits, wanted), (labels[None] != wanted).to(logits)
 
 
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean along the rows, zero where no weight is left: (K, n), (K, n) in {0, 1} -> (K,)."""
     return (values * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 

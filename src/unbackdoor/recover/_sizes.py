@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._clean import CleanImages
-from unbackdoor.recover._families import Family
+from unbackdoor.recover._families import SizedFamily
 from unbackdoor.recover._search import Minimal, minimal_triggers
 
 SMALL = 0.45
@@ -43,7 +43,7 @@ class Sizes:
         shift: that of all-to-all, K = 1, where it was searched.
     """
 
-    family: Family
+    family: SizedFamily
     classes: Minimal
     num_classes: int
     shift: Minimal | None = None
@@ -92,9 +92,10 @@ class Sizes:
         return self.shift.success.item() >= 0.75 * SHIFTED and self.shift.sizes.item() <= GAP * self.median
 
     def merge(self, other: Sizes) -> Sizes:
-        """Return the smaller trigger of each class in two searches of the same family; no all-to-all.
+        """Return the smaller trigger of each class in two searches of the same family.
 
-        Both end in one of many local minima; the smaller one is nearer to what the class needs.
+        All-to-all is that of ``other``. Both searches end in one of many local minima; the smaller one is
+        nearer to what the class needs.
         """
         both = self.classes.merge(other.classes, REACHED)
         finalists = both.sizes.argsort()[: len(other.classes.goals)].sort().values
@@ -121,7 +122,7 @@ class Sizes:
 def search_sizes(
     model: nn.Module,
     clean: CleanImages,
-    family: Family,
+    family: SizedFamily,
     generator: torch.Generator,
     *,
     steps: int,

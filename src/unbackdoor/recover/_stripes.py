@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import Family, Params, Shape
 from unbackdoor.recover._margins import Leader
+from unbackdoor.recover._search import margin, weighted_mean
 from unbackdoor.recover._triggers import Recovered, Sinusoids
 
 AMPLITUDE = 0.2
-"""At which the classes are compared; attacks use 0.08 to 0.16."""
+"""At which the classes are compared; the paper attacks with 20 of 255, others with 40."""
 LEAD = 2.0
 """A class's largest margin is at least this times the next one's …"""
 CLEAR = 5.0
 """… and by at least so many logits larger: small margins lead by chance."""
 HIGHEST = 8
-"""Waves an image, along each side, where it has twice as many pixels."""
+"""Waves an image, along each side, if it has pixels for that many."""
 PHASES = 3
 IMAGES = 12
 """Clean images that the stripes are tried on."""
@@ -33,9 +34,10 @@ IMAGES = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Stripes(Family):
-    """Sinusoids, x -> clip(x + δ), each channel with its own amplitude and phase; size: largest amplitude.
+    """Sinusoids, x -> clip(x + δ), each channel with its own amplitude and phase.
 
-    Place: the frequency. Strong stripes lie within half a wave of it, the weakest with a third of the
+    Parameters: cosine and sine coefficients (K, C, 2), frequencies (K, 2) in waves an image. Place: the
+    frequency. Strong stripes lie within half a wave of it, the weakest with a third of the
     amplitude of the strongest: each is pushed as far as it may.
 
     Attributes:
@@ -47,22 +49,9 @@ class Stripes(Family):
     """
 
     name: ClassVar[str] = "stripe"
-    rate: float = 0.02
     strong_rate: float = 0.02
-    weight: float = 0.5
     amplitude: float = 0.3
     spread: float = 0.5
-
-    def start(self, count: int, shape: Shape, generator: torch.Generator) -> Params:
-        waves = 0.02 * torch.randn(count, shape[0], 2, generator=generator)
-        highest = torch.tensor([_highest(side) for side in shape[1:]])
-        return [waves, highest * (2 * torch.rand(count, 2, generator=generator) - 1)]
-
-    def decode(self, params: Params) -> Recovered:
-        return Sinusoids(*params)
-
-    def size(self, params: Params) -> Tensor:
-        return params[0].norm(dim=2).amax(dim=1)
 
     def place(self, params: Params) -> Tensor:
         return params[1][0]
@@ -74,7 +63,7 @@ class Stripes(Family):
         return [waves, place.cpu() + offset]
 
     def decode_at(self, place: Tensor, params: Params) -> Recovered:
-        return self.decode(params)
+        return Sinusoids(*params)
 
     def project_(self, place: Tensor, params: Params) -> None:
         waves, frequency = params
@@ -103,6 +92,9 @@ def leading_stripes(
         model: in eval mode.
         clean: images to put stripes on, a few of them; those that have the label already do not count.
         generator: which images.
+
+    Returns:
+        The leader and the parameters (K = 1) of its stripes; ``None`` if no class leads.
     """
     few = torch.randperm(len(clean), generator=generator)[:IMAGES].to(clean.labels.device)
     images, labels = clean.images[few], clean.labels[few]
@@ -121,19 +113,14 @@ def leading_stripes(
 
 
 def frequencies(height: int, width: int) -> Tensor:
-    """Return all coarse frequencies (F, 2), downwards and to the right, each direction once.
+    """Return all coarse frequencies (F, 2), downwards and to the right, for images of that many pixels.
 
     >>> frequencies(2, 4).tolist()
     [[0.0, 1.0], [0.0, 2.0], [1.0, -2.0], [1.0, -1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]
     """
-    down, right = _highest(height), _highest(width)
+    down, right = (min(HIGHEST, side // 2) for side in (height, width))
     grid = torch.cartesian_prod(torch.arange(down + 1.0), torch.arange(-right, right + 1.0))
     return grid[(grid[:, 0] > 0) | (grid[:, 1] > 0)]
-
-
-def _highest(side: int) -> int:
-    """Return the most waves that ``side`` pixels can show, at most ``HIGHEST``."""
-    return min(HIGHEST, side // 2)
 
 
 def _class_margins(
@@ -142,7 +129,7 @@ def _class_margins(
     """Return each class's mean margin (C,) over the phases and the images of other classes."""
     stack = Sinusoids(waves.expand(-1, images.shape[1], -1), frequency.expand(len(waves), 2))
     logits = model(stack.apply(images).flatten(0, 1)).view(len(waves), len(images), -1)
-    top = logits.topk(2).values
-    margins = logits - torch.where(logits == top[..., :1], top[..., 1:], top[..., :1])
-    away = (labels[:, None] != torch.arange(logits.shape[-1], device=labels.device)).to(margins)
-    return (margins.mean(0) * away).sum(0) / away.sum(0).clamp(min=1)
+    classes = torch.arange(logits.shape[-1], device=labels.device)
+    each = logits[..., None, :].expand(*logits.shape, -1)
+    margins = margin(each, classes.expand(logits.shape)).mean(0)
+    return weighted_mean(margins.T, (classes[:, None] != labels).to(margins))

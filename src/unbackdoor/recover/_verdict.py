@@ -1,8 +1,8 @@
 """Is there a backdoor, and to which class? A goal is suspicious if it is far too easy to reach.
 
 Goals are the classes, and beside them the label map of all-to-all backdoors, "every class to the next".
-Two statistics answer in turn: minimal sizes (``_sizes``) and, where none stands apart, the largest margins
-(``_margins``).
+Three kinds of evidence answer in turn: minimal sizes (``_sizes``) and, where none stands apart, the largest
+margins (``_margins``) and those under stripes (``_stripes``).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from unbackdoor._clean import CleanImages
-from unbackdoor.recover._families import FAMILIES, Additive, Family
-from unbackdoor.recover._margins import Leader, leader, leader_at_place
+from unbackdoor.recover._families import FAMILIES, Additive, Family, SizedFamily
+from unbackdoor.recover._margins import leader, leader_at_place
 from unbackdoor.recover._search import Minimal, minimal_triggers
 from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import AMPLITUDE, Stripes, leading_stripes
@@ -101,7 +101,7 @@ def examine(
     clean: CleanImages,
     generator: torch.Generator,
     *,
-    families: Sequence[Family] = FAMILIES,
+    families: Sequence[SizedFamily] = FAMILIES,
     steps: int = 75,
     batch: int = 5,
     attempts: int = 2,
@@ -149,7 +149,9 @@ class _Search:
     """A network under examination: what was found in every family so far, and what follows from it.
 
     Attributes:
-        options: steps and images a step of one search.
+        model, clean, generator: as for ``examine``.
+        options: steps and images a step of one search, as keywords.
+        found: the sizes in every family, after the last search.
     """
 
     model: nn.Module
@@ -158,7 +160,7 @@ class _Search:
     options: dict[str, int]
     found: list[Sizes] = field(default_factory=list)
 
-    def sizes(self, families: Sequence[Family], tell: Callable[[int, int], None]) -> None:
+    def sizes(self, families: Sequence[SizedFamily], tell: Callable[[int, int], None]) -> None:
         """Search the classes in every family, once more where they were searched before."""
         before, self.found = self.found, []
         for done, family in enumerate(families, start=1):
@@ -174,7 +176,7 @@ class _Search:
         """Search all-to-all in every family and return its findings."""
         shared = (self.model, self.clean)
         self.found = [search_shift(*shared, f, self.generator, **self.options) for f in self.found]
-        return _telling([finding for found in self.found for finding in _shift(found)])
+        return _telling([_shift(found, found.shift) for found in self.found if found.shifts()])
 
     def leaders_at_place(self) -> list[Finding]:
         """Return the findings of the class that leads most where its own small trigger sits, if any."""
@@ -182,7 +184,10 @@ class _Search:
         for found in self.found:
             first = leader_at_place(self.model, self.clean, found, self.generator, **self._half)
             led += [(first, found)] if first else []
-        return self._led(*max(led, key=lambda pair: pair[0].lead)) if led else []
+        if not led:
+            return []
+        first, found = max(led, key=lambda pair: pair[0].lead)
+        return self._led(_finding(found.family, found.classes, first.goal, found.median, first.lead))
 
     def leader(self) -> list[Finding]:
         """Return the findings of the class that leads in the margin of ample additive triggers, if any."""
@@ -193,11 +198,11 @@ class _Search:
         first = leader(*shared, sums.median, self.generator, **self._half)
         if first is None:
             return []
+        minimal = sums.classes
         if sums.row(first.goal) is None:
             goal = torch.tensor([first.goal], device=self.clean.labels.device)
             minimal = minimal_triggers(*shared, goal, self.generator, **self.options)
-            return self._led(first, sums, minimal)
-        return self._led(first, sums)
+        return self._led(_finding(sums.family, minimal, first.goal, sums.median, first.lead))
 
     def stripes(self) -> list[Finding]:
         """Return the findings of the class that leads under stripes, if any."""
@@ -205,13 +210,11 @@ class _Search:
         if led is None:
             return []
         first, params = led
-        own = Finding(first.goal, False, Stripes(), AMPLITUDE, AMPLITUDE, params, first.lead)
-        return [own, *_single(self.found, {first.goal})]
+        return self._led(Finding(first.goal, False, Stripes(), AMPLITUDE, AMPLITUDE, params, first.lead))
 
-    def _led(self, first: Leader, found: Sizes, minimal: Minimal | None = None) -> list[Finding]:
-        """Return the findings of a leader: in its own family, and in others with small triggers for it."""
-        own = _finding(found.family, minimal or found.classes, first.goal, found.median, first.lead)
-        return [own, *_single([other for other in self.found if other is not found], {first.goal})]
+    def _led(self, own: Finding) -> list[Finding]:
+        """Return a leader's finding, and those of the other families that have small triggers for it."""
+        return [own, *_single([found for found in self.found if found.family != own.family], {own.goal})]
 
     @property
     def _half(self) -> dict[str, int]:
@@ -244,8 +247,5 @@ def _finding(
     return Finding(goal, False, family, minimal.sizes[row].item(), median, minimal.of(row), lead)
 
 
-def _shift(found: Sizes) -> list[Finding]:
-    if found.shift is None or not found.shifts():
-        return []
-    size = found.shift.sizes.item()
-    return [Finding(found.num_classes, True, found.family, size, found.median, found.shift.of(0))]
+def _shift(found: Sizes, shift: Minimal) -> Finding:
+    return Finding(found.num_classes, True, found.family, shift.sizes.item(), found.median, shift.of(0))
