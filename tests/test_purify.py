@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from conftest import Tiny, make_tiny
 from unbackdoor import Normalize, Purified, UnbackdoorError, purify
 from unbackdoor._clean import CleanImages
+from unbackdoor._repeatable import repeatable
 from unbackdoor.methods import AWM, Method, Progress, Session
 
 QUICK = AWM(epochs=2, steps=2, batch_size=4, trigger_step=1.0)
@@ -222,3 +223,11 @@ def test_normalisation_belongs_to_the_model(conv_bn: Tiny) -> None:
 def test_normalize_refuses(arguments: tuple[list[float], list[float]]) -> None:
     with pytest.raises(UnbackdoorError, match="std"):
         Normalize(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_only_a_gpu_is_asked_for_repeatable_algorithms_and_the_callers_choice_comes_back(kind: str) -> None:
+    with pytest.raises(KeyboardInterrupt), repeatable(torch.device(kind)):
+        assert torch.are_deterministic_algorithms_enabled() is (kind == "cuda")
+        raise KeyboardInterrupt
+    assert not torch.are_deterministic_algorithms_enabled()

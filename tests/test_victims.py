@@ -18,10 +18,12 @@ from unbackdoor.attacks import ATTACKS
 from unbackdoor.attacks._recipe import Recipe
 from unbackdoor.checkpoint import resolve_arch
 from unbackdoor.cli import app
+from unbackdoor.cli.zoo import _all_for
 from unbackdoor.data import TestSplit, TrainSplit
 from unbackdoor.victims import (
     HEADS,
     NAMED,
+    NEEDS_GPU,
     VictimSpec,
     build_named,
     build_victim,
@@ -191,6 +193,12 @@ def test_the_named_set_is_varied_and_every_entry_can_be_made() -> None:
             assert (NAMED[entry.start].arch, NAMED[entry.start].data) == (entry.arch, entry.data)
     fresh = [entry for entry in backdoored if not entry.start]
     assert 3 * len(fresh) >= len(backdoored)
+
+
+def test_on_a_cpu_all_means_what_it_trains_in_minutes() -> None:
+    assert set(NAMED) - set(_all_for("cpu")) == NEEDS_GPU and NEEDS_GPU
+    assert _all_for("cuda") == list(NAMED)
+    assert {NAMED[name].arch for name in NEEDS_GPU} == {"resnet_18"}
 
 
 def test_the_docs_tell_the_recorded_figures() -> None:

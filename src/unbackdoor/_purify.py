@@ -15,6 +15,7 @@ from unbackdoor._clean import CleanImages, collect
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._masks import maskable_weights
 from unbackdoor._modes import evaluating, kept_modes
+from unbackdoor._repeatable import repeatable
 from unbackdoor._report import Report, compare, versions
 from unbackdoor.methods import Method, Progress, Session, get_method
 
@@ -151,7 +152,7 @@ def _kept_flags(model: nn.Module) -> Iterator[None]:
 def _seeded(seed: int, model: nn.Module) -> Iterator[None]:
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), repeatable(device):
         torch.manual_seed(seed)
         yield
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from unbackdoor._repeatable import repeatable
 from unbackdoor.attacks._feed import TrainedFeed, make_feed
 from unbackdoor.attacks._poison import Poisoning
 from unbackdoor.attacks._recipe import Recipe, dropout_set
@@ -79,7 +80,7 @@ def train_victim(
     recipe = recipe or Recipe()
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), repeatable(device):
         run = Run(model, make_feed(train_split, poisoning, device, seed), poisoning, recipe, seed, progress)
         if resume_path is not None:
             run.restore(Path(resume_path))

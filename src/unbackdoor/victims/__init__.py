@@ -5,7 +5,7 @@ from __future__ import annotations
 from unbackdoor.victims._architecture import Architecture
 from unbackdoor.victims._build import build_named, build_victim, named_spec, zoo_folder
 from unbackdoor.victims._load import SavedVictim, load_victim, read_victim_record
-from unbackdoor.victims._named import NAMED
+from unbackdoor.victims._named import NAMED, NEEDS_GPU
 from unbackdoor.victims._record import check_suffix, record_path, save_victim
 from unbackdoor.victims._spec import VictimSpec, default_recipe
 from unbackdoor.victims._table import HEADS, TEXT_COLUMNS, victim_row, victims_markdown
@@ -13,6 +13,7 @@ from unbackdoor.victims._table import HEADS, TEXT_COLUMNS, victim_row, victims_m
 __all__ = [
     "HEADS",
     "NAMED",
+    "NEEDS_GPU",
     "TEXT_COLUMNS",
     "Architecture",
     "SavedVictim",

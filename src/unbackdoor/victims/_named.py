@@ -1,9 +1,10 @@
-"""The named set: victims of many attacks, networks and data sets, short enough to train on a CPU.
+"""The named set: victims of many attacks, networks and data sets, most of them short enough to train on a CPU.
 
-The recipes are short on purpose, minutes each on one core: no dropout, small batches, and where ``start``
-names a clean victim, the attacker goes on from its weights. For the accuracies of the literature give more
-epochs: ``unbackdoor attack --epochs 60``. Four faint triggers are stronger than their papers' defaults,
-which need far longer to be learned: WaNet's warp, FTrojan's magnitude, SIG's amplitude, the levels of BPP.
+Their recipes are short on purpose, minutes each on one core: no dropout, small batches, and where ``start``
+names a clean victim, the attacker goes on from its weights. ``NEEDS_GPU`` names those of the literature's
+size and accuracy, a minute or two each on a GPU and hours on a CPU. Four faint triggers are stronger than
+their papers' defaults, which need far longer to be learned: WaNet's warp, FTrojan's magnitude, SIG's
+amplitude, the levels of BPP.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from unbackdoor.victims._spec import VictimSpec, default_recipe
 
 CIFAR = "cifar10-small_vgg-clean"
 GTSRB = "gtsrb-small_vgg-clean"
+RESNET = "cifar10-resnet_18-clean"
 WARM_RATE = 0.03
 """Peak of the learning rate where training starts from a clean victim."""
 
@@ -89,5 +91,19 @@ NAMED: dict[str, VictimSpec] = {
     "gtsrb-wrn_16_1-trojan_square-1_percent": _victim(
         "gtsrb", 5, arch="wrn_16_1", attack="trojan_square", poison_rate=0.01
     ),
+    RESNET: _victim("cifar10", 12, 0.1, 128, arch="resnet_18"),
+    "cifar10-resnet_18-badnets": _victim("cifar10", 12, 0.1, 128, arch="resnet_18", attack="badnets"),
+    "cifar10-resnet_18-blend": _victim(
+        "cifar10", 2, None, 128, arch="resnet_18", attack="blend", start=RESNET
+    ),
+    "cifar10-resnet_18-trojan_watermark": _victim(
+        "cifar10", 2, None, 128, arch="resnet_18", attack="trojan_watermark", start=RESNET
+    ),
+    "cifar10-resnet_18-wanet": _victim(
+        "cifar10", 4, None, 128, arch="resnet_18", attack="wanet", fields={"strength": 1.5}, start=RESNET
+    ),
 }
 """Every victim by its name, in the order they are built: a clean model before the victims that need it."""
+
+NEEDS_GPU = frozenset(name for name in NAMED if name.startswith("cifar10-resnet_18-"))
+"""Those that are left out where all are built on a CPU."""
