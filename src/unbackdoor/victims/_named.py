@@ -1,4 +1,4 @@
-"""The named set: victims of many attacks, networks and data sets, most of them short enough to train on a CPU.
+"""The named set: victims of many attacks, networks and data sets, most of them trained on a CPU in minutes.
 
 Their recipes are short on purpose, minutes each on one core: no dropout, small batches, and where ``start``
 names a clean victim, the attacker goes on from its weights. ``NEEDS_GPU`` names those of the literature's
