@@ -27,6 +27,7 @@ from unbackdoor.recover._margins import leader
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes, search_sizes
 from unbackdoor.recover._stripes import leading_stripes
+from unbackdoor.recover._triggers import _cubic, _spread
 from unbackdoor.recover._verdict import _Search, _shift, _single, examine
 
 SHAPE = (3, 8, 8)
@@ -364,3 +365,9 @@ def test_images_are_mirrored_only_where_the_networks_answers_survive_it(both: bo
     drawn, _ = draw(left, 4, generator())
     mirrored = drawn[..., 0].mean(dim=(1, 2)) < drawn[..., -1].mean(dim=(1, 2))
     assert bool(mirrored.any()) is both
+
+
+def test_interpolation_by_matrices_is_torchs() -> None:
+    flow = torch.randn(3, 2, 6, 5, generator=torch.Generator().manual_seed(0))
+    down, right = _cubic(6, 11), _cubic(5, 9)
+    torch.testing.assert_close(down @ flow @ right.T, _spread(flow, 11, 9))

@@ -125,9 +125,27 @@ class Displacement(Recovered):
         height, width = images.shape[2:]
         theta = torch.eye(2, 3).to(images).expand(len(images), -1, -1)
         still = F.affine_grid(theta, list(images.shape), align_corners=False)
-        flow = F.interpolate(self.flow, size=(height, width), mode="bicubic", align_corners=True)
-        shift = flow[pick].permute(0, 2, 3, 1) * 2 / torch.tensor([width, height]).to(images)
+        flow = _spread(self.flow, height, width)[pick]
+        shift = flow.permute(0, 2, 3, 1) * 2 / torch.tensor([width, height]).to(images)
         return F.grid_sample(images, still + shift, padding_mode="border", align_corners=False)
+
+
+def _spread(flow: Tensor, height: int, width: int) -> Tensor:
+    """Interpolate bicubically, corner to corner: (P, 2, h, w) -> (P, 2, height, width).
+
+    On a GPU by two matrix products: the gradient of torch's own adds there in no fixed order, and a seed
+    would not repeat itself.
+    """
+    if not flow.is_cuda:
+        return F.interpolate(flow, size=(height, width), mode="bicubic", align_corners=True)
+    down, right = (_cubic(*sides).to(flow) for sides in zip(flow.shape[2:], (height, width), strict=True))
+    return down @ flow @ right.T
+
+
+def _cubic(points: int, side: int) -> Tensor:
+    """Return what each of ``points`` places adds to each of ``side`` pixels: (side, points)."""
+    columns = torch.eye(points)[None, :, :, None]
+    return F.interpolate(columns, size=(side, 1), mode="bicubic", align_corners=True)[0, :, :, 0].T
 
 
 def apply_random(pool: Sequence[Recovered], images: Tensor, generator: torch.Generator) -> Tensor:
