@@ -21,6 +21,7 @@ from unbackdoor import UnbackdoorError
 from unbackdoor._clean import CleanImages
 from unbackdoor.bench import cell as cell_module
 from unbackdoor.bench import formats, plots
+from unbackdoor.bench.cell import draw_clean
 from unbackdoor.bench.grid import load_grid
 from unbackdoor.bench.page import write_page
 from unbackdoor.bench.places import locate
@@ -28,8 +29,10 @@ from unbackdoor.bench.records import cell_hash, read_records, record_name, write
 from unbackdoor.bench.rerun import rerun
 from unbackdoor.bench.run import make_plan, run_grid
 from unbackdoor.bench.table import summarise
+from unbackdoor.bench.victims import Data
 from unbackdoor.bench.workers import WorkerDied, run_tasks
 from unbackdoor.cli import bench as cli
+from unbackdoor.data import TestSplit, TrainSplit
 from unbackdoor.recover import Finding, Warp
 
 NETWORK = """
@@ -484,3 +487,16 @@ def test_the_picture_of_recovered_triggers_shows_each_findings_minimal_and_stron
     script.draw({"a-network": row, "b": row[:1]}, tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.width > picture.height > 100
+
+
+def test_clean_images_are_never_test_images() -> None:
+    pixels = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
+    train = TrainSplit(pixels, np.array([0, 1] * 3), ("a", "b"))
+    drawn = train.draw(2, seed=0)
+    apart = TestSplit(pixels[:1] + 99, np.array([0]), ("a", "b"))
+    shared = TestSplit(drawn.images[:1], drawn.labels[:1], ("a", "b"))
+    data = {t: Data(train, t, torch.zeros(1), torch.zeros(1), "", "") for t in (apart, shared)}
+    assert np.array_equal(draw_clean(data[apart], 2, 0).images, drawn.images)
+    again = draw_clean(data[shared], 2, 0)
+    assert again.labels.tolist() == [0, 0, 1, 1]
+    assert set(again.image_hashes()).isdisjoint(shared.image_hashes())
