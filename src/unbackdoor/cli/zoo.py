@@ -41,7 +41,7 @@ def build(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Victims to build; without any all of the set, on a CPU all that it trains in minutes.",
+            help="Victims to build; the whole set without any, on a CPU less those that take hours there.",
             show_default=False,
         ),
     ] = None,

@@ -1,10 +1,10 @@
 """The named set: victims of many attacks, networks and data sets, most of them trained on a CPU in minutes.
 
 Their recipes are short on purpose, minutes each on one core: no dropout, small batches, and where ``start``
-names a clean victim, the attacker goes on from its weights. ``NEEDS_GPU`` names those of the literature's
-size and accuracy, a minute or two each on a GPU and hours on a CPU. Four faint triggers are stronger than
-their papers' defaults, which need far longer to be learned: WaNet's warp, FTrojan's magnitude, SIG's
-amplitude, the levels of BPP.
+names a clean victim, the attacker goes on from its weights. ``NEEDS_GPU`` names those of a larger
+network, a minute or two each on a GPU and hours on a CPU. Four faint triggers are stronger than their papers'
+defaults, which need far longer to be learned: WaNet's warp, FTrojan's magnitude, SIG's amplitude, the levels
+of BPP.
 """
 
 from __future__ import annotations
