@@ -142,6 +142,19 @@ def test_sweeps_and_data_sets_change_fields_and_labels(project):
     assert all(fields["batch_size"] == 7 for fields in methods.values())
 
 
+def test_a_cell_that_two_sweeps_share_runs_once_and_has_both_labels(project):
+    more = """sweep = {clean_weight = [0.5, 0.9]}
+[[method]]
+name = "awm"
+label = "other"
+fields = {epochs = 1, steps = 1, augmented_copies = 0}
+sweep = {trigger_budget = [100.0, 50.0]}
+"""
+    labels = [c["method"]["label"] for c in grid_of(project, GRID + more).cells]
+    both = "AWM clean_weight=0.9 = other trigger_budget=100.0"
+    assert dict.fromkeys(labels) == dict.fromkeys(["AWM clean_weight=0.5", both, "other trigger_budget=50.0"])
+
+
 def test_the_name_of_a_record_follows_from_the_figures_and_not_from_labels(project):
     cell = grid_of(project).cells[0]
     renamed = {**cell, "method": {**cell["method"], "label": "another name"}}
@@ -432,6 +445,13 @@ def test_the_legend_names_the_methods_of_every_panel_once():
     records = [record(victim="a", method=method, per_class=size) for method, size in sizes]
     figure = plots.acc_asr_plane(records, plots._styles(records))
     assert [text.get_text() for text in figure.legends[0].texts] == ["m", "n"]
+
+
+def test_a_long_name_takes_several_lines_of_the_legend():
+    pytest.importorskip("matplotlib")
+    records = [record(victim="a", method="first weight = 1 = second weight = 2")]
+    figure = plots.acc_asr_plane(records, plots._styles(records))
+    assert [text.get_text() for text in figure.legends[0].texts] == ["first weight = 1 = second\nweight = 2"]
 
 
 def test_a_line_of_the_plot_never_bends_because_victims_come_or_go():

@@ -57,6 +57,9 @@ from unbackdoor.methods import Method, get_method
 
 Cell = dict[str, Any]
 
+SAME = " = "
+"""Between the labels of a cell that several methods of a grid ask for."""
+
 GRID_KEYS = (
     "name",
     "results",
@@ -167,7 +170,14 @@ def _reactivation(table: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _unique(cells: Iterable[Cell]) -> tuple[Cell, ...]:
-    return tuple({record_name(cell): cell for cell in cells}.values())
+    """Return each cell once; one that several methods ask for, as the middle of sweeps, has all labels."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        first = found.setdefault(record_name(cell), cell)
+        known, label = first["method"]["label"], cell["method"]["label"]
+        if label not in known.split(SAME):
+            found[record_name(cell)] = {**first, "method": {**first["method"], "label": known + SAME + label}}
+    return tuple(found.values())
 
 
 def _frozen(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from unbackdoor._files import writing
 Record = Mapping[str, Any]
 MARKERS = "osD^v<>PhX*dp8H"
 MOST_COLUMNS = 3
+LEGEND_WIDTH = 30
+"""Letters a line of the legend: a long name would leave the axes no room."""
 
 
 def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -165,7 +168,8 @@ def _legend(figure: Any) -> None:
     """Name every method of any panel, once."""
     entries = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
     handles = {label: handle for panel in entries for handle, label in panel}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8, frameon=False)
+    names = [textwrap.fill(name, LEGEND_WIDTH) for name in handles]
+    figure.legend(handles.values(), names, loc="outside right upper", fontsize=8, frameon=False)
 
 
 def _save(figure: Any, path: Path) -> Path:
