@@ -57,6 +57,14 @@ def test_a_random_trigger_of_the_pool_is_put_on_every_image() -> None:
     assert sorted({round(v, 1) for v in values.flatten().tolist()}) == [0.2, 0.4, 0.6]
 
 
+def test_one_image_gets_a_trigger_of_one_stack_and_the_others_are_left_alone() -> None:
+    stacks = [Displacement(torch.full((1, 2, 2, 2), shift)) for shift in (0.0, 3.0)]
+    image = torch.rand(1, *SHAPE, generator=generator())
+    wanted = [stack.apply(image)[0] for stack in stacks]
+    triggered = apply_random(stacks, image, generator())
+    assert any(torch.equal(triggered, w) for w in wanted)
+
+
 def test_smooth_triggers_have_the_norm_of_their_coefficients_and_fit_small_images() -> None:
     family = Smooth(cutoff=3)
     params = family.start(2, SHAPE, generator())

@@ -155,6 +155,7 @@ def apply_random(pool: Sequence[Recovered], images: Tensor, generator: torch.Gen
     triggered = images.clone()
     for stack in pool:
         here = (pick >= 0) & (pick < len(stack))
-        triggered[here] = stack.on(images[here], pick[here])
+        if here.any():  # Few images leave stacks without one, and a warp of no image is an error.
+            triggered[here] = stack.on(images[here], pick[here])
         pick = pick - len(stack)
     return triggered
