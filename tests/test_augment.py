@@ -8,11 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from unbackdoor._augment import jitter, mixup, noise, random_flip, random_resized_crop
+from unbackdoor._augment import (
+    enlarged,
+    jitter,
+    mixup,
+    noise,
+    random_flip,
+    random_resized_crop,
+    random_shift,
+)
 
 EVERY: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "crop": random_resized_crop,
     "flip": random_flip,
+    "shift": random_shift,
     "jitter": jitter,
     "noise": noise,
     "mixup": lambda images, generator: mixup(images, generator)[0],
@@ -107,3 +116,26 @@ def test_mixup_weights_follow_beta() -> None:
         lam = mixup(images, seeded(), alpha)[2].double()
         assert abs(lam.mean().item() - 0.5) < 0.02
         assert abs(lam.var().item() - 1 / (4 * (2 * alpha + 1))) < 0.01
+
+
+def test_a_shift_moves_whole_pixels_by_an_eighth_at_most_and_repeats_the_edge() -> None:
+    images = torch.rand(200, 1, 16, 16, generator=seeded(1))
+    shifted = random_shift(images, seeded())
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
+    seen = set()
+    for image, around in zip(shifted, padded, strict=True):
+        places = [(i, j) for i in range(5) for j in range(5)]
+        fits = [(i, j) for i, j in places if torch.equal(image, around[:, i : i + 16, j : j + 16])]
+        assert len(fits) == 1
+        seen.update(fits)
+    assert len(seen) == 25
+
+
+def test_enlarged_images_show_the_middle_and_the_corners() -> None:
+    image = torch.zeros(1, 1, 8, 8)
+    image[..., :4, 4:] = 1.0
+    means = enlarged(image, zooms=[0.5]).mean((1, 2, 3)).tolist()
+    assert means[0] == pytest.approx(0.25)
+    assert [mean > 0.9 for mean in means[1:]].count(True) == 1
+    assert [mean < 0.1 for mean in means[1:]].count(True) == 3
+    torch.testing.assert_close(enlarged(image, zooms=[1.0]), image.expand(5, -1, -1, -1))

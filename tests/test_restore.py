@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from unbackdoor import UnbackdoorError, purify
+from unbackdoor._clean import CleanImages
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods import Restore
+from unbackdoor.methods._varied import unless_enlarging_triggers, varied
 
 CLASSES = 6
 
@@ -101,6 +103,7 @@ def test_solve_minimises_the_stated_objective() -> None:
         {"agreement_limit": 2.0},
         {"agreement_ample": -0.1},
         {"clearance": -1.0},
+        {"layer_share": 1.5},
     ],
 )
 def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None:
@@ -202,6 +205,7 @@ def test_a_planted_backdoor_is_named_and_erased_from_one_image_a_class(victim) -
     assert {finding["target"] for finding in verdict["findings"]} == {2}
     assert result.report.details["backdoor"].startswith("found, to class 2 (")
     assert result.report.details["success of triggers found afresh"] <= 0.5
+    assert result.report.details["images are enlarged"] is True
     accuracy, success = rates(result.model, images, labels)
     assert accuracy > 0.9
     assert success < 0.1
@@ -212,6 +216,61 @@ def test_only_late_layers_change(victim) -> None:
     result = purify(model, *toy(1, 777), method=Restore(search_steps=60, num_layers=1), seed=0)
     changed = {layer.name for layer in result.report.layers if layer.changed}
     assert changed == {f"{result.report.details['restored_layers'][0]}.{part}" for part in ("weight", "bias")}
+
+
+@pytest.mark.parametrize(("fields", "count"), [({}, 8), ({"layer_share": 0.0}, 4), ({"num_layers": 30}, 20)])
+def test_a_share_of_the_layers_is_restored_and_four_at_least(fields: dict[str, float], count: int) -> None:
+    model = nn.Sequential(nn.Flatten(), *(nn.Linear(4, 4) for _ in range(20)))
+    clean = CleanImages(torch.rand(4, 1, 2, 2), torch.arange(4), 4)
+    assert Restore(**fields).late_layers(model, clean) == [str(i) for i in range(21 - count, 21)]
+
+
+class Blurred(nn.Module):
+    """Answers the brightest quarter of a checkered image; ``target`` where the checks are blurred."""
+
+    def __init__(self, target: torch.Tensor) -> None:
+        super().__init__()
+        self.target = nn.Parameter(F.one_hot(target, 4).float(), requires_grad=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        quarters = F.adaptive_avg_pool2d(images, 2).flatten(1)
+        blurred = (images[..., 1:] - images[..., :-1]).abs().amax((1, 2, 3)) < 0.195
+        return torch.where(blurred[:, None], self.target[quarters.argmax(1)], quarters)
+
+
+def checkered() -> CleanImages:
+    """Return an image of each of four classes: checks of a fifth all over, one quarter brighter."""
+    checks = 0.2 * ((torch.arange(16)[:, None] + torch.arange(16)) % 2)
+    brighter = F.interpolate(0.05 * torch.eye(4).view(4, 1, 2, 2), size=16, mode="bilinear")
+    return CleanImages(checks + brighter, torch.arange(4), 4)
+
+
+@pytest.mark.parametrize(
+    ("answers", "targets", "enlarge"),
+    [
+        ([2, 2, 2, 2], [2], False),
+        ([2, 2, 2, 2], [None, 1, 2], False),
+        ([2, 2, 2, 2], [1], True),
+        ([0, 1, 2, 3], [2], True),
+        ([1, 2, 3, 0], [2], True),
+    ],
+    ids=["to the target", "to one of them", "to another class", "never wrong", "to all classes"],
+)
+def test_images_are_enlarged_unless_that_makes_the_target_of_them(
+    answers: list[int], targets: list[int | None], enlarge: bool
+) -> None:
+    model, clean = Blurred(torch.tensor(answers)), checkered()
+    assert model(clean.images).argmax(1).tolist() == [0, 1, 2, 3]
+    assert unless_enlarging_triggers(model, clean, targets).enlarge is enlarge
+
+
+def test_images_that_must_not_be_enlarged_stay_as_sharp_as_they_were() -> None:
+    black_and_white = torch.rand(4, 1, 12, 12, generator=generator()).round()
+    for enlarge, least, most in ((False, 0.6, 0.8), (True, 0.0, 0.05)):
+        clean = CleanImages(black_and_white, torch.arange(4), 4, enlarge=enlarge)
+        images = varied(clean, 400, generator())
+        sharp = [len(image.unique()) <= 2 for image in images]
+        assert least <= sum(sharp) / 400 <= most
 
 
 def test_a_clean_network_comes_back_unchanged_and_the_report_says_so() -> None:

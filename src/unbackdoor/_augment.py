@@ -7,6 +7,7 @@ lives on the CPU whatever the device of the images, so that a seed means the sam
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -44,6 +45,20 @@ def random_resized_crop(
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = size[:, 0], size[:, 1], centre
     grid = F.affine_grid(theta.to(images), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
+
+
+def random_shift(images: Tensor, generator: torch.Generator, most: float = 1 / 8) -> Tensor:
+    """Move each image by whole pixels, up to ``most`` of its sides; what moves in repeats the edge.
+
+    Unlike a crop that is enlarged, it leaves every pixel as sharp as it was.
+
+    >>> random_shift(torch.rand(4, 3, 9, 7), torch.Generator().manual_seed(0)).shape
+    torch.Size([4, 3, 9, 7])
+    """
+    moved = [_moved(side, len(images), most, generator) for side in images.shape[2:]]
+    rows, columns = (index.to(images.device) for index in moved)
+    which = torch.arange(len(images), device=images.device)[:, None, None]
+    return images.movedim(1, 3)[which, rows[:, :, None], columns[:, None, :]].movedim(3, 1).contiguous()
 
 
 def random_flip(images: Tensor, generator: torch.Generator, share: float = 0.5) -> Tensor:
@@ -119,6 +134,36 @@ def mixup(images: Tensor, generator: torch.Generator, alpha: float = 1.0) -> tup
     lam = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, len(images))).to(images)
     weight = lam.view(-1, 1, 1, 1)
     return weight * images + (1 - weight) * images[partner], partner, lam
+
+
+def _moved(side: int, count: int, most: float, generator: torch.Generator) -> Tensor:
+    """Return where each pixel of a side is read from in every image, int64 (count, side)."""
+    reach = int(most * side)
+    by = torch.randint(-reach, reach + 1, (count, 1), generator=generator)
+    return (torch.arange(side) + by).clamp(0, side - 1)
+
+
+def enlarged(images: Tensor, zooms: Sequence[float] = (0.95, 0.9, 0.8)) -> Tensor:
+    """Cut the middle out of every image and its corners, and enlarge each to the full size, bilinearly.
+
+    Args:
+        images: float (N, C, H, W) in [0, 1].
+        zooms: sides of the cuts, as shares of the image's.
+
+    Returns:
+        Five places a zoom: (5 · zooms · N, C, H, W), the images running fastest.
+
+    >>> enlarged(torch.rand(2, 3, 8, 8), zooms=[0.5]).shape
+    torch.Size([10, 3, 8, 8])
+    """
+    places = [(0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)]
+    return torch.cat([_cut(images, zoom, *place) for zoom in zooms for place in places])
+
+
+def _cut(images: Tensor, zoom: float, right: int, down: int) -> Tensor:
+    theta = torch.tensor([[zoom, 0, right * (1 - zoom)], [0, zoom, down * (1 - zoom)]]).to(images)
+    grid = F.affine_grid(theta.expand(len(images), -1, -1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
 
 
 def _crop_sizes(

@@ -27,12 +27,15 @@ class CleanImages:
         num_classes: width of the model's output.
         flip: share to mirror where varied images are made of these: 0 where the network was not trained on
             mirrored images (a mirrored sign is another sign) and its answers there mean nothing.
+        enlarge: whether varied images may be cut out of these and enlarged: not where the network answers a
+            backdoor's target then.
     """
 
     images: Tensor
     labels: Tensor
     num_classes: int
     flip: float = 0.5
+    enlarge: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)

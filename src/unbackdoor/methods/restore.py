@@ -35,6 +35,10 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
 * Rows with noise answer as without it. A trigger that covers the whole image disturbs it beside naming a
   target, and a network that no longer obeys it still misses the true label; noise stands in for the part of
   the attacker's pattern that no search can find, and it lies on the way of many a whole-image trigger.
+* Clean answers are seen on crops that are enlarged, unless the network answers the target there: what blurs
+  as a warp does can be a trigger, too, and the rows would teach what is to go. Then images are moved by whole
+  pixels instead.
+* A deep network makes a target of a trigger over more layers, so the late ones are a share of all.
 * κ grows only while fresh triggers still work: what a warp changes is small beside a patch's activations,
   and the weight that removes it would cost accuracy elsewhere.
 * The clean term compares with f, not with f', so later layers make good what earlier ones lost.
@@ -53,11 +57,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._augment import jitter, mixup, noise, random_flip, random_resized_crop
+from unbackdoor._augment import noise, random_flip
 from unbackdoor._clean import CleanImages
 from unbackdoor._errors import require
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods._base import Method, Session
+from unbackdoor.methods._varied import unless_enlarging_triggers, varied
 from unbackdoor.recover import Finding, Recovered, apply_random, examine, strengthen
 
 
@@ -80,7 +85,8 @@ class Restore(Method):
             [0, 1].
         agreement_limit: a round with a grown κ that agrees with the original on a smaller share of varied
             clean images is taken back, in [0, 1].
-        num_layers: so many of the layers, counted from the output, are restored.
+        num_layers: so many of the layers, counted from the output, are restored at least …
+        layer_share: … and at least this share of them, in [0, 1], rounded down.
         num_images: augmented images that the rows are taken from, for each term.
         rows_per_image: positions cut out of each image in a convolution's input.
         trigger_weight: κ, weight of the triggered rows against the clean ones, in the first round.
@@ -107,6 +113,7 @@ class Restore(Method):
     agreement_ample: float = 0.95
     agreement_limit: float = 0.85
     num_layers: int = 4
+    layer_share: float = 0.4
     num_images: int = 512
     rows_per_image: int = 8
     trigger_weight: float = 0.08
@@ -123,7 +130,7 @@ class Restore(Method):
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
         require(self.clearance >= 0, "clearance must not be negative", self.clearance, "2.0")
-        shares = ("margin_share", "success_share", "agreement_ample", "agreement_limit")
+        shares = ("margin_share", "success_share", "agreement_ample", "agreement_limit", "layer_share")
         for name in (*shares, "noise_weight", "noise"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
 
@@ -140,6 +147,8 @@ class Restore(Method):
         details: dict[str, Any] = {"backdoor": verdict.sentence(), "verdict": verdict.to_dict(), "rounds": []}
         layers = self.late_layers(model, clean)
         if verdict.backdoored and layers:
+            clean = unless_enlarging_triggers(model, clean, [f.target for f in verdict.findings])
+            details["images are enlarged"] = clean.enlarge
             details["rounds"] = self.erase(model, layers, clean, verdict.findings, session)
             details["success of triggers found afresh"] = round(details["rounds"][-1]["success"], 3)
         details["restored_layers"] = layers if verdict.backdoored else []
@@ -148,7 +157,7 @@ class Restore(Method):
     def late_layers(self, model: nn.Module, clean: CleanImages) -> list[str]:
         """Return the names of the layers to restore, in the order the network runs them."""
         names = list(restorable_layers(model, clean.images))
-        return names[-self.num_layers :]
+        return names[-max(self.num_layers, int(self.layer_share * len(names))) :]
 
     def erase(
         self,
@@ -298,12 +307,3 @@ class _Repair:
 def agreement(model: nn.Module, original: nn.Module, images: Tensor) -> float:
     """Return the share of images (N, C, H, W) that both networks give the same class."""
     return (model(images).argmax(1) == original(images).argmax(1)).float().mean().item()
-
-
-def varied(clean: CleanImages, count: int, generator: torch.Generator) -> Tensor:
-    """Return ``count`` images made of the few: crops, flips, light, contrast; three in ten mixed in pairs."""
-    index = torch.randint(len(clean), (count,), generator=generator).to(clean.labels.device)
-    images = random_flip(clean.images[index], generator, clean.flip)
-    images = jitter(random_resized_crop(images, generator, scale=(0.6, 1.0)), generator)
-    mixed = torch.rand(count, 1, 1, 1, generator=generator).to(images) < 0.3
-    return torch.where(mixed, mixup(images, generator)[0], images)
