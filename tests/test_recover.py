@@ -24,6 +24,7 @@ from unbackdoor.recover import (
     strengthen,
 )
 from unbackdoor.recover._margins import leader
+from unbackdoor.recover._noise import leading_noise, noisy
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes, search_sizes
 from unbackdoor.recover._stripes import leading_stripes
@@ -336,6 +337,46 @@ def test_strong_stripes_stay_near_their_frequency_and_below_their_amplitudes() -
     assert (frequency - place).abs().max() <= 0.5
 
 
+class Roughness(torch.nn.Module):
+    """A pixel a class, by ``scale``; fine noise speaks for the last class, by ``gain``."""
+
+    def __init__(self, gain: float, scale: float = 10.0) -> None:
+        super().__init__()
+        self.gain, self.scale = gain, scale
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rough = (images[..., 1:] - images[..., :-1]).abs().mean((1, 2, 3))
+        return self.scale * images[:, 0].flatten(1)[:, :5] + self.gain * F.pad(rough[:, None], (4, 0))
+
+
+@pytest.mark.parametrize(
+    ("gain", "scale", "goals"),
+    [(0.0, 10.0, []), (15.0, 10.0, []), (100.0, 10.0, [4]), (100.0, 100.0, [])],
+    ids=["none leads", "one does, hardly", "one does", "by little in a network that is so sure"],
+)
+def test_noise_tells_a_class_that_it_leads_to_by_far(gain: float, scale: float, goals: list[int]) -> None:
+    model, clean = Roughness(gain, scale), one_a_class(5)
+    clean = replace(clean, images=clean.images + 0.3)
+    assert bool(leading_noise(model, clean, generator())) is bool(goals)
+    sums = sizes(Additive(), [0, 1, 2, 4], [0.45] * 4)
+    findings = _Search(model, clean, generator(), OPTIONS, [sums]).noise()
+    assert [finding.goal for finding in findings] == goals
+    for finding in findings:
+        assert finding.family == Additive() and "(noise has" in finding.sentence()
+        assert finding.to_dict()["lead_of"] == "noise"
+
+
+def test_noise_has_the_texture_and_the_strength_asked_for() -> None:
+    grey = torch.full((50, 3, 16, 16), 0.5)
+    fine, coarse = (noisy(grey, side, 0.1, False, generator()) for side in (1, 4))
+    for noise in (fine, coarse):
+        assert noise.std().item() == pytest.approx(0.1, rel=0.02)
+    steps = [(noise[..., 1:] - noise[..., :-1]).abs().mean() for noise in (fine, coarse)]
+    assert steps[1] < 0.4 * steps[0]
+    alike = noisy(grey, 1, 0.1, True, generator())
+    assert (alike[:, 0] == alike[:, 2]).all() and (fine[:, 0] != fine[:, 2]).any()
+
+
 def test_margins_are_asked_where_no_size_stands_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     found = search_sizes(Sums(20.0), one_a_class(5), Additive(growth=3.0), generator(), steps=40, batch=5)
     found.classes.sizes[:] = 1.0
@@ -347,6 +388,10 @@ def test_margins_are_asked_where_no_size_stands_apart(monkeypatch: pytest.Monkey
     clean = replace(one_a_class(5), images=one_a_class(5).images + 0.3)
     (last,) = examine(Resonates(200.0), clean, generator(), families=[]).findings
     assert last.goal == 4 and last.family.name == "stripe"
+    for earlier in ("leader_at_place", "leading_stripes"):
+        monkeypatch.setattr(f"unbackdoor.recover._verdict.{earlier}", lambda *_, **__: None)
+    (last,) = examine(Roughness(100.0), clean, generator(), families=[found.family]).findings
+    assert last.goal == 4 and last.lead_of == "noise"
 
 
 class Looks(torch.nn.Module):

@@ -42,8 +42,8 @@ def unless_enlarging_triggers(
 ) -> CleanImages:
     """Return the clean images, with ``enlarge`` off where enlarging them makes the network answer a target.
 
-    Enlarging blurs, as a warp does, and a network that was taught to obey a warp can take the one for the
-    other: three enlarged crops in four, on a ResNet-18. Its answers there are the backdoor's.
+    Enlarging blurs, as a warp does, and a network that was taught to obey a warp takes the one for the other:
+    a ResNet-18 does so with most crops. Its answers there are the backdoor's.
 
     Args:
         model: in eval mode.

@@ -207,6 +207,15 @@ def measure(
     return weighted_mean(moved, away), weighted_mean((moved > 0).to(moved), away)
 
 
+@torch.no_grad()
+def class_margins(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Return each class's mean margin (C,) over the images (N, C, H, W) whose label (N,) is another one."""
+    logits = model(images)
+    classes = torch.arange(logits.shape[1], device=labels.device)
+    margins = margin(logits[:, None].expand(-1, len(classes), -1), classes.expand(len(logits), -1))
+    return weighted_mean(margins.T, (classes[:, None] != labels).to(margins))
+
+
 def draw(clean: CleanImages, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw a batch without replacement, lightly augmented: ((n, C, H, W), (n,)), n = min(batch, N)."""
     index = torch.randperm(len(clean), generator=generator)[:batch].to(clean.labels.device)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import Family, Params, Shape
 from unbackdoor.recover._margins import Leader
-from unbackdoor.recover._search import margin, weighted_mean
+from unbackdoor.recover._search import class_margins
 from unbackdoor.recover._triggers import Recovered, Sinusoids
 
 AMPLITUDE = 0.2
@@ -102,7 +102,7 @@ def leading_stripes(
     grid = frequencies(*images.shape[2:]).to(images)
     if len(grid) == 0:
         return None
-    margins = torch.stack([_class_margins(model, images, labels, waves, f) for f in grid])
+    margins = torch.stack([_margins_under(model, images, labels, waves, f) for f in grid])
     largest, where = margins.max(dim=0)
     (best, second), goals = largest.topk(2)
     lead = (best / second.clamp(min=1)).item()
@@ -123,13 +123,9 @@ def frequencies(height: int, width: int) -> Tensor:
     return grid[(grid[:, 0] > 0) | (grid[:, 1] > 0)]
 
 
-def _class_margins(
+def _margins_under(
     model: nn.Module, images: Tensor, labels: Tensor, waves: Tensor, frequency: Tensor
 ) -> Tensor:
     """Return each class's mean margin (C,) over the phases and the images of other classes."""
     stack = Sinusoids(waves.expand(-1, images.shape[1], -1), frequency.expand(len(waves), 2))
-    logits = model(stack.apply(images).flatten(0, 1)).view(len(waves), len(images), -1)
-    classes = torch.arange(logits.shape[-1], device=labels.device)
-    each = logits[..., None, :].expand(*logits.shape, -1)
-    margins = margin(each, classes.expand(logits.shape)).mean(0)
-    return weighted_mean(margins.T, (classes[:, None] != labels).to(margins))
+    return class_margins(model, stack.apply(images).flatten(0, 1), labels.repeat(len(waves)))

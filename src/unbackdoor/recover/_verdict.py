@@ -2,13 +2,13 @@
 
 Goals are the classes, and beside them the label map of all-to-all backdoors, "every class to the next".
 Three kinds of evidence answer in turn: minimal sizes (``_sizes``) and, where none stands apart, the largest
-margins (``_margins``) and those under stripes (``_stripes``).
+margins (``_margins``), those under stripes (``_stripes``) and those under noise (``_noise``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch import nn
 
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import FAMILIES, Additive, Family, SizedFamily
-from unbackdoor.recover._margins import leader, leader_at_place
+from unbackdoor.recover._margins import Leader, leader, leader_at_place
+from unbackdoor.recover._noise import leading_noise
 from unbackdoor.recover._search import Minimal, minimal_triggers
 from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import AMPLITUDE, Stripes, leading_stripes
@@ -38,6 +39,7 @@ class Finding:
         params: the minimal trigger, in the family's parameters (K = 1).
         lead: where no size stands apart, the goal's largest margin divided by the next class's. Stripes,
             whose minimal size is not searched, have the amplitude compared at as size and median.
+        lead_of: whose margins were compared, where not the family's triggers'.
     """
 
     goal: int
@@ -47,6 +49,7 @@ class Finding:
     median: float
     params: list[torch.Tensor]
     lead: float | None = None
+    lead_of: str | None = None
 
     @property
     def target(self) -> int | None:
@@ -61,13 +64,15 @@ class Finding:
         """Return the finding in words."""
         goal = "every class to the next one" if self.all_to_all else f"class {self.goal}"
         if self.lead is not None:
-            return f"{goal} ({self.family.name} triggers have {self.lead:.2f} times the next class's margin)"
+            what = f"{self.lead_of} has" if self.lead_of else f"{self.family.name} triggers have"
+            return f"{goal} ({what} {self.lead:.2f} times the next class's margin)"
         return f"{goal} ({self.family.name} trigger of size {self.size:.2f}, median class {self.median:.2f})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain values, for a report."""
         values = {"target": self.target, "all_to_all": self.all_to_all, "family": self.family.name}
-        return values | {"size": self.size, "median": self.median, "ratio": self.ratio, "lead": self.lead}
+        sizes = {"size": self.size, "median": self.median, "ratio": self.ratio}
+        return values | sizes | {"lead": self.lead, "lead_of": self.lead_of}
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def examine(
         if findings:
             break
     if comparable and not findings:
-        findings = search.leaders_at_place() or search.leader() or search.stripes()
+        findings = search.leaders_at_place() or search.leader() or search.stripes() or search.noise()
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
 
 
@@ -191,18 +196,12 @@ class _Search:
 
     def leader(self) -> list[Finding]:
         """Return the findings of the class that leads in the margin of ample additive triggers, if any."""
-        sums = next((found for found in self.found if isinstance(found.family, Additive)), None)
+        sums = self._sums
         if sums is None:
             return []
-        shared = (self.model, self.clean, sums.family)
-        first = leader(*shared, sums.median, self.generator, **self._half)
-        if first is None:
-            return []
-        minimal = sums.classes
-        if sums.row(first.goal) is None:
-            goal = torch.tensor([first.goal], device=self.clean.labels.device)
-            minimal = minimal_triggers(*shared, goal, self.generator, **self.options)
-        return self._led(_finding(sums.family, minimal, first.goal, sums.median, first.lead))
+        shared = (self.model, self.clean, sums.family, sums.median)
+        first = leader(*shared, self.generator, **self._half)
+        return self._led(self._summed(first, sums)) if first else []
 
     def stripes(self) -> list[Finding]:
         """Return the findings of the class that leads under stripes, if any."""
@@ -212,9 +211,28 @@ class _Search:
         first, params = led
         return self._led(Finding(first.goal, False, Stripes(), AMPLITUDE, AMPLITUDE, params, first.lead))
 
+    def noise(self) -> list[Finding]:
+        """Return the findings of the class that leads under noise, if any: additive triggers stand for it."""
+        first, sums = leading_noise(self.model, self.clean, self.generator), self._sums
+        return self._led(replace(self._summed(first, sums), lead_of="noise")) if first and sums else []
+
+    def _summed(self, first: Leader, sums: Sizes) -> Finding:
+        """Return the leader's finding among additive triggers, searched where it is no finalist."""
+        minimal = sums.classes
+        if sums.row(first.goal) is None:
+            goal = torch.tensor([first.goal], device=self.clean.labels.device)
+            shared = (self.model, self.clean, sums.family, goal)
+            minimal = minimal_triggers(*shared, self.generator, **self.options)
+        return _finding(sums.family, minimal, first.goal, sums.median, first.lead)
+
     def _led(self, own: Finding) -> list[Finding]:
         """Return a leader's finding, and those of the other families that have small triggers for it."""
         return [own, *_single([found for found in self.found if found.family != own.family], {own.goal})]
+
+    @property
+    def _sums(self) -> Sizes | None:
+        """What was found among additive triggers."""
+        return next((found for found in self.found if isinstance(found.family, Additive)), None)
 
     @property
     def _half(self) -> dict[str, int]:
