@@ -7,7 +7,7 @@ lives on the CPU whatever the device of the images, so that a seed means the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -143,21 +143,21 @@ def _moved(side: int, count: int, most: float, generator: torch.Generator) -> Te
     return (torch.arange(side) + by).clamp(0, side - 1)
 
 
-def enlarged(images: Tensor, zooms: Sequence[float] = (0.95, 0.9, 0.8)) -> Tensor:
-    """Cut the middle out of every image and its corners, and enlarge each to the full size, bilinearly.
+def enlarged(images: Tensor, zooms: Sequence[float] = (0.95, 0.9, 0.8)) -> Iterator[Tensor]:
+    """Cut the middle out of every image, then its corners, and enlarge each to the full size, bilinearly.
 
     Args:
         images: float (N, C, H, W) in [0, 1].
         zooms: sides of the cuts, as shares of the image's.
 
-    Returns:
-        Five places a zoom: (5 · zooms · N, C, H, W), the images running fastest.
+    Yields:
+        All images of one place and zoom, (N, C, H, W): five places a zoom.
 
-    >>> enlarged(torch.rand(2, 3, 8, 8), zooms=[0.5]).shape
-    torch.Size([10, 3, 8, 8])
+    >>> [cut.shape for cut in enlarged(torch.rand(2, 3, 8, 8), zooms=[0.5])][0]
+    torch.Size([2, 3, 8, 8])
     """
     places = [(0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)]
-    return torch.cat([_cut(images, zoom, *place) for zoom in zooms for place in places])
+    return (_cut(images, zoom, *place) for zoom in zooms for place in places)
 
 
 def _cut(images: Tensor, zoom: float, right: int, down: int) -> Tensor:

@@ -61,8 +61,6 @@ def _misled(model: nn.Module, clean: CleanImages, target: int) -> bool:
     fit = (model(images).argmax(1) == labels) & (labels != target)
     if not fit.any():
         return False
-    places = enlarged(images[fit])
-    answers = torch.cat([model(some).argmax(1) for some in places.split(MOST_ENLARGED)])
-    wrong = answers.view(-1, int(fit.sum())) != labels[fit]
-    misled = (answers == target).sum().item()
-    return misled >= MISLED * len(places) and misled >= SINGLED_OUT * wrong.sum().item()
+    answers = torch.stack([model(cut).argmax(1) for cut in enlarged(images[fit])])
+    misled, wrong = (answers == target).sum().item(), (answers != labels[fit]).sum().item()
+    return misled >= MISLED * answers.numel() and misled >= SINGLED_OUT * wrong
