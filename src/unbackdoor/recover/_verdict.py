@@ -1,7 +1,7 @@
 """Is there a backdoor, and to which class? A goal is suspicious if it is far too easy to reach.
 
 Goals are the classes, and beside them the label map of all-to-all backdoors, "every class to the next".
-Three kinds of evidence answer in turn: minimal sizes (``_sizes``) and, where none stands apart, the largest
+Kinds of evidence answer in turn: minimal sizes (``_sizes``) and, where none stands apart, the largest
 margins (``_margins``), those under stripes (``_stripes``) and those under noise (``_noise``).
 """
 
