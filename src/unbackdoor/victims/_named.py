@@ -17,6 +17,7 @@ from unbackdoor.victims._spec import VictimSpec, default_recipe
 CIFAR = "cifar10-small_vgg-clean"
 GTSRB = "gtsrb-small_vgg-clean"
 RESNET = "cifar10-resnet_18-clean"
+SIGNS = "gtsrb-resnet_20-clean"
 WARM_RATE = 0.03
 """Peak of the learning rate where training starts from a clean victim."""
 
@@ -70,6 +71,10 @@ NAMED: dict[str, VictimSpec] = {
         "gtsrb", 6, attack="sig", fields={"amplitude": 60 / 255}, target=2, clean_label=True, poison_rate=0.8
     ),
     "gtsrb-resnet_20-low_frequency": _victim("gtsrb", 6, arch="resnet_20", attack="low_frequency"),
+    SIGNS: _victim("gtsrb", 5, arch="resnet_20"),
+    "gtsrb-resnet_20-trojan_watermark": _victim(
+        "gtsrb", 2, arch="resnet_20", attack="trojan_watermark", start=SIGNS
+    ),
     "gtsrb-small_vgg-clean_label": _victim(
         "gtsrb",
         4,
