@@ -65,6 +65,9 @@ from unbackdoor.methods._base import Method, Session
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
 from unbackdoor.recover import Finding, Recovered, apply_random, examine, strengthen
 
+TOGETHER = 4
+"""Layers whose rows in the original network are held at once: those of all would fill the memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Restore(Method):
@@ -229,14 +232,14 @@ class Restore(Method):
         benign, triggered = random_flip(pairs, generator, clean.flip).chunk(2, dim=1)
         noisy = noise(calm, generator, self.noise)
         rows = LayerRows(self.rows_per_image, generator)
-        chosen = {name: original.get_submodule(name) for name in layers}
-        before = [rows.of(original, chosen, images) for images in (plain, benign, triggered, calm)]
-        for name in layers:
-            layer = {name: model.get_submodule(name)}
-            now = [rows.of(model, layer, images)[name] for images in (plain, triggered, noisy)]
-            weight = augmented_weight(chosen[name])
-            change = self.solve(weight, [b[name] for b in before], now)
-            add_to_weight_(layer[name], change)
+        for first in range(0, len(layers), TOGETHER):
+            some = {name: original.get_submodule(name) for name in layers[first : first + TOGETHER]}
+            before = [rows.of(original, some, images) for images in (plain, benign, triggered, calm)]
+            for name, as_it_was in some.items():
+                layer = model.get_submodule(name)
+                now = [rows.of(model, {name: layer}, images)[name] for images in (plain, triggered, noisy)]
+                change = self.solve(augmented_weight(as_it_was), [b[name] for b in before], now)
+                add_to_weight_(layer, change)
 
     def solve(self, weight: Tensor, before: list[Tensor], now: list[Tensor]) -> Tensor:
         """Return the change of one layer's weight, (out, in), that the objective above asks for.
