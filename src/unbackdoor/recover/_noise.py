@@ -25,9 +25,9 @@ STRENGTHS = (0.05, 0.1, 0.2, 0.3)
 IMAGES = 16
 TIMES = 2
 """Images that noise is put on, at most, and draws for each."""
-CLEAR = 7.0
+CLEAR = 6.0
 """The best class's margin, in logits, is larger by this than the next class's, each under its best noise …"""
-SURE = 1.2
+SURE = 0.7
 """… and by so many times what the network's first answer on clean images is ahead of its second."""
 
 
@@ -48,7 +48,7 @@ def leading_noise(model: nn.Module, clean: CleanImages, generator: torch.Generat
         for kind in kinds
     ]
     (best, second), goals = torch.stack(margins).amax(0).topk(2)
-    if best - second.clamp(min=0) < max(CLEAR, SURE * _sureness(model, images)):
+    if best <= 0 or best - second < max(CLEAR, SURE * _sureness(model, images)):
         return None
     return Leader(int(goals[0]), (best / second.clamp(min=1)).item())
 
