@@ -350,11 +350,21 @@ class Roughness(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("gain", "scale", "goals"),
-    [(0.0, 10.0, []), (15.0, 10.0, []), (100.0, 10.0, [4]), (100.0, 100.0, [])],
-    ids=["none leads", "one does, hardly", "one does", "by little in a network that is so sure"],
+    ("gain", "scale", "sure", "goals"),
+    [
+        (0.0, 10.0, 0.7, []),
+        (15.0, 10.0, 0.7, []),
+        (100.0, 10.0, 0.7, [4]),
+        (100.0, 150.0, 0.7, [4]),
+        (100.0, 150.0, 1.0, []),
+        (100.0, 200.0, 0.0, []),
+    ],
+    ids=["none leads", "hardly", "by far", "by enough", "by little for one so sure", "but is not reached"],
 )
-def test_noise_tells_a_class_that_it_leads_to_by_far(gain: float, scale: float, goals: list[int]) -> None:
+def test_noise_tells_a_class_that_it_leads_to_by_far(
+    gain: float, scale: float, sure: float, goals: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unbackdoor.recover._noise.SURE", sure)
     model, clean = Roughness(gain, scale), one_a_class(5)
     clean = replace(clean, images=clean.images + 0.3)
     assert bool(leading_noise(model, clean, generator())) is bool(goals)
