@@ -218,6 +218,35 @@ def test_only_late_layers_change(victim) -> None:
     assert changed == {f"{result.report.details['restored_layers'][0]}.{part}" for part in ("weight", "bias")}
 
 
+def test_the_repair_sees_no_enlarged_image_where_enlarging_triggers(
+    victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spy(clean: CleanImages, *rest: object) -> torch.Tensor:
+        seen.append(clean.enlarge)
+        return varied(clean, *rest)
+
+    monkeypatch.setattr("unbackdoor.methods._varied._misled", lambda *_: True)
+    monkeypatch.setattr("unbackdoor.methods.restore.varied", spy)
+    result = purify(victim[0], *toy(1, 777), method=Restore(search_steps=60), seed=0)
+    assert result.report.details["images are enlarged"] is False
+    assert len(seen) > 3 and not any(seen)
+
+
+def test_layers_are_solved_alike_whether_rows_are_held_for_one_or_for_all(
+    victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+    for together in (1, 2, 4):
+        monkeypatch.setattr("unbackdoor.methods.restore.TOGETHER", together)
+        result = purify(victim[0], *toy(1, 777), method=Restore(search_steps=60), seed=0)
+        assert len(result.report.details["restored_layers"]) == 3
+        weights.append(torch.cat([p.flatten() for p in result.model.parameters()]))
+    assert not torch.equal(weights[0], torch.cat([p.flatten() for p in victim[0].parameters()]))
+    torch.testing.assert_close(weights[1:], [weights[0]] * 2, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("fields", "count"), [({}, 8), ({"layer_share": 0.0}, 4), ({"num_layers": 30}, 20)])
 def test_a_share_of_the_layers_is_restored_and_four_at_least(fields: dict[str, float], count: int) -> None:
     model = nn.Sequential(nn.Flatten(), *(nn.Linear(4, 4) for _ in range(20)))

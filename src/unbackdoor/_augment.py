@@ -6,6 +6,7 @@ lives on the CPU whatever the device of the images, so that a seed means the sam
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -43,12 +44,30 @@ def random_resized_crop(
     centre = (torch.rand(len(images), 2, generator=generator, dtype=torch.float64) * 2 - 1) * room
     theta = torch.zeros(len(images), 2, 3, dtype=torch.float64)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = size[:, 0], size[:, 1], centre
-    grid = F.affine_grid(theta.to(images), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
+    return _cut(images, theta)
+
+
+def enlarged(images: Tensor, zooms: Sequence[float] = (0.95, 0.9, 0.8)) -> Iterator[Tensor]:
+    """Cut the middle out of every image, then its corners, and enlarge each to the full size, bilinearly.
+
+    Args:
+        images: float (N, C, H, W) in [0, 1].
+        zooms: sides of the cuts, as shares of the image's.
+
+    Yields:
+        All images of one place and zoom, (N, C, H, W): five places a zoom.
+
+    >>> [cut.shape for cut in enlarged(torch.rand(2, 3, 8, 8), zooms=[0.5])][0]
+    torch.Size([2, 3, 8, 8])
+    """
+    places = [(0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)]
+    for zoom, (right, down) in itertools.product(zooms, places):
+        theta = torch.tensor([[zoom, 0, right * (1 - zoom)], [0, zoom, down * (1 - zoom)]])
+        yield _cut(images, theta.expand(len(images), -1, -1))
 
 
 def random_shift(images: Tensor, generator: torch.Generator, most: float = 1 / 8) -> Tensor:
-    """Move each image by whole pixels, up to ``most`` of its sides; what moves in repeats the edge.
+    """Move each image of (N, C, H, W) by whole pixels, up to ``most`` of its sides, repeating the edge.
 
     Unlike a crop that is enlarged, it leaves every pixel as sharp as it was.
 
@@ -106,11 +125,22 @@ def noise(images: Tensor, generator: torch.Generator, strength: float = 0.07) ->
     """
     count, channels, height, width = images.shape
     white = torch.randn(images.shape, generator=generator)
-    coarse = torch.randn(count, channels, -(-height // 4), -(-width // 4), generator=generator)
-    smooth = 1.5 * F.interpolate(coarse, size=(height, width), mode="bilinear")
+    smooth = 1.5 * coarse_noise(count, channels, height, width, side=4, generator=generator)
     deviation = strength * torch.rand(count, 1, 1, 1, generator=generator)
     kind = torch.rand(count, 1, 1, 1, generator=generator) < 1 / 3
     return (images + (deviation * torch.where(kind, smooth, white)).to(images)).clamp(0, 1)
+
+
+def coarse_noise(
+    count: int, channels: int, height: int, width: int, *, side: int, generator: torch.Generator
+) -> Tensor:
+    """Return Gaussian noise drawn at every ``side`` pixels, bilinear between: (N, C, H, W).
+
+    >>> coarse_noise(2, 1, 5, 9, side=4, generator=torch.Generator()).shape
+    torch.Size([2, 1, 5, 9])
+    """
+    drawn = torch.randn(count, channels, -(-height // side), -(-width // side), generator=generator)
+    return F.interpolate(drawn, size=(height, width), mode="bilinear") if side > 1 else drawn
 
 
 def mixup(images: Tensor, generator: torch.Generator, alpha: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,26 +173,9 @@ def _moved(side: int, count: int, most: float, generator: torch.Generator) -> Te
     return (torch.arange(side) + by).clamp(0, side - 1)
 
 
-def enlarged(images: Tensor, zooms: Sequence[float] = (0.95, 0.9, 0.8)) -> Iterator[Tensor]:
-    """Cut the middle out of every image, then its corners, and enlarge each to the full size, bilinearly.
-
-    Args:
-        images: float (N, C, H, W) in [0, 1].
-        zooms: sides of the cuts, as shares of the image's.
-
-    Yields:
-        All images of one place and zoom, (N, C, H, W): five places a zoom.
-
-    >>> [cut.shape for cut in enlarged(torch.rand(2, 3, 8, 8), zooms=[0.5])][0]
-    torch.Size([2, 3, 8, 8])
-    """
-    places = [(0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)]
-    return (_cut(images, zoom, *place) for zoom in zooms for place in places)
-
-
-def _cut(images: Tensor, zoom: float, right: int, down: int) -> Tensor:
-    theta = torch.tensor([[zoom, 0, right * (1 - zoom)], [0, zoom, down * (1 - zoom)]]).to(images)
-    grid = F.affine_grid(theta.expand(len(images), -1, -1), list(images.shape), align_corners=False)
+def _cut(images: Tensor, theta: Tensor) -> Tensor:
+    """Cut a rectangle out of every image and enlarge it; ``theta`` (N, 2, 3) as for ``affine_grid``."""
+    grid = F.affine_grid(theta.to(images), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
 
 

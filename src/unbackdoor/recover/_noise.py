@@ -11,9 +11,9 @@ from __future__ import annotations
 import itertools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unbackdoor._augment import coarse_noise
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._margins import Leader
 from unbackdoor.recover._search import class_margins
@@ -60,10 +60,9 @@ def noisy(images: Tensor, side: int, strength: float, grey: bool, generator: tor
     [0.5]
     """
     count, channels, height, width = images.shape
-    shape = (count, 1 if grey else channels, -(-height // side), -(-width // side))
-    coarse = torch.randn(shape, generator=generator)
-    fine = F.interpolate(coarse, size=(height, width), mode="bilinear") if side > 1 else coarse
-    return (images + strength * (fine / fine.std()).to(images)).clamp(0, 1)
+    layers = 1 if grey else channels
+    drawn = coarse_noise(count, layers, height, width, side=side, generator=generator)
+    return (images + strength * (drawn / drawn.std()).to(images)).clamp(0, 1)
 
 
 def _sureness(model: nn.Module, images: Tensor) -> float:
