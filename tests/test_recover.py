@@ -19,15 +19,18 @@ from unbackdoor.recover import (
     SizedFamily,
     Smooth,
     Stripes,
+    Strokes,
     Warp,
     apply_random,
     strengthen,
 )
 from unbackdoor.recover._margins import leader
-from unbackdoor.recover._noise import leading_noise, noisy
+from unbackdoor.recover._noise import noises, noisy
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes, search_sizes
 from unbackdoor.recover._stripes import leading_stripes
+from unbackdoor.recover._strokes import KINDS, draw_strokes, stroked, strokes
+from unbackdoor.recover._textures import Answers, answers_under
 from unbackdoor.recover._triggers import _cubic, _spread
 from unbackdoor.recover._verdict import _Search, _shift, _single, examine
 
@@ -84,6 +87,14 @@ def test_strong_triggers_stay_in_the_ball(family: Additive | Smooth | Warp) -> N
     params = family.start_at(place, 4, SHAPE, generator())
     family.project_(place, [params[0].mul_(100)])
     torch.testing.assert_close(family.size(params), place.expand(4))
+
+
+def test_strong_warps_may_be_as_large_as_half_of_what_the_median_class_needs() -> None:
+    small = Warp().start(1, SHAPE, generator())
+    size = Warp().size(small).item()
+    assert Warp().strong_place(small, median=4 * size).item() == pytest.approx(3 * size)
+    assert Warp().strong_place(small, median=10 * size).item() == pytest.approx(5 * size)
+    assert Additive().strong_place(small, median=10 * size) == Additive().place(small)
 
 
 def test_goals_beyond_the_classes_want_the_next_class() -> None:
@@ -364,16 +375,72 @@ class Roughness(torch.nn.Module):
 def test_noise_tells_a_class_that_it_leads_to_by_far(
     gain: float, scale: float, sure: float, goals: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unbackdoor.recover._noise.SURE", sure)
+    monkeypatch.setattr("unbackdoor.recover._textures.SURE", sure)
     model, clean = Roughness(gain, scale), one_a_class(5)
     clean = replace(clean, images=clean.images + 0.3)
-    assert bool(leading_noise(model, clean, generator())) is bool(goals)
+    answers = answers_under(model, clean, noises(), generator())
+    assert bool(answers.leader()) is bool(goals)
     sums = sizes(Additive(), [0, 1, 2, 4], [0.45] * 4)
-    findings = _Search(model, clean, generator(), OPTIONS, [sums]).noise()
+    findings = _Search(model, clean, generator(), OPTIONS, [sums])._led_by_noise(answers)
     assert [finding.goal for finding in findings] == goals
     for finding in findings:
         assert finding.family == Additive() and "(noise has" in finding.sentence()
         assert finding.to_dict()["lead_of"] == "noise"
+
+
+def test_strokes_tell_a_class_that_they_lead_to_and_strong_ones_find_their_colours() -> None:
+    model, clean = Roughness(100.0), replace(one_a_class(5), images=one_a_class(5).images + 0.3)
+    answers = answers_under(model, clean, strokes(), generator())
+    (finding,) = _Search(model, clean, generator(), OPTIONS, [])._led_by_strokes(answers)
+    assert finding.goal == 4 and "(stroke triggers have" in finding.sentence()
+    place = finding.family.strong_place(finding.params, finding.median)
+    assert place.tolist() == pytest.approx(KINDS[answers.kinds[4]][:2])
+    goals = torch.full((3,), 4)
+    weak, strong = (
+        strengthen(model, clean, Strokes(), place, goals, generator(), steps=steps, batch=5)
+        for steps in (1, 40)
+    )
+    assert (strong[1] > weak[1] + 5).all()
+    assert strong[0].add[0].flatten(1).unique(dim=1).shape[1] <= 1 + place[0]
+    assert not _Search(Roughness(0.0), clean, generator(), OPTIONS, [])._led_by_strokes(
+        answers_under(Roughness(0.0), clean, strokes(), generator())
+    )
+
+
+def test_strokes_are_seen_once_and_have_the_width_and_the_colours_asked_for() -> None:
+    thin, thick = (draw_strokes(40, 6, width, (32, 32), generator()) for width in (0.04, 0.08))
+    assert thin.sum(1).amax() == 1 and thin.unique().tolist() == [0.0, 1.0]
+    assert 1.6 < thick.mean() / thin.mean() < 2.2
+    grey = torch.full((4, 3, 16, 16), 0.5)
+    plain, saturated = (stroked(grey, 6, 0.1, full, generator()) for full in (False, True))
+    assert saturated.unique().tolist() == [0.0, 0.5, 1.0] and len(plain.unique()) > 20
+    assert (plain == 0.5).float().mean() > 0.3
+
+
+@pytest.mark.parametrize(("noise", "family"), [(7.0, "stroke"), (20.0, "additive")])
+def test_of_strokes_and_noise_the_one_that_tells_more_is_followed(
+    noise: float, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [])
+    search.found = [sizes(Additive(), [0, 1, 2, 4], [0.45] * 4)]
+    margins = {len(strokes()): 10.0, len(noises()): noise}
+    monkeypatch.setattr(
+        "unbackdoor.recover._verdict.answers_under",
+        lambda *given: Answers(margins[len(given[2])] * torch.eye(5)[1], torch.zeros(5).long(), 1.0),
+    )
+    (finding,) = search.textures()
+    assert finding.goal == 1 and finding.family.name == family
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a patch"])
+def test_faint_sums_alone_tell_of_no_class_that_noise_does_not_lead_to(beside: bool) -> None:
+    sums = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 2.0, 10.0, 11.0, 12.0])
+    patches = sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 2.0, 10.0, 11.0, 12.0])
+    search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [sums, *[patches] * beside])
+    search._under_noise = Answers(torch.tensor([0.0, -1.1, 0.0, 0.0, 0.0]), torch.zeros(5).long(), 1.0)
+    assert [f.family.name for f in search.targets()] == ["additive", "patch"] * beside
+    search._under_noise = Answers(torch.tensor([0.0, -0.9, 0.0, 0.0, 0.0]), torch.zeros(5).long(), 1.0)
+    assert [f.goal for f in search.targets()] == [1, *[1] * beside]
 
 
 def test_noise_has_the_texture_and_the_strength_asked_for() -> None:
@@ -401,7 +468,7 @@ def test_margins_are_asked_where_no_size_stands_apart(monkeypatch: pytest.Monkey
     for earlier in ("leader_at_place", "leading_stripes"):
         monkeypatch.setattr(f"unbackdoor.recover._verdict.{earlier}", lambda *_, **__: None)
     (last,) = examine(Roughness(100.0), clean, generator(), families=[found.family]).findings
-    assert last.goal == 4 and last.lead_of == "noise"
+    assert last.goal == 4 and last.family.name == "stroke"
 
 
 class Looks(torch.nn.Module):

@@ -213,7 +213,7 @@ class Restore(Method):
         goals: Tensor,
         generator: torch.Generator,
     ) -> tuple[Recovered, Tensor, Tensor]:
-        place = finding.family.place(finding.params)
+        place = finding.family.strong_place(finding.params, finding.median)
         sizes = {"steps": self.strong_steps, "batch": self.search_batch}
         return strengthen(model, clean, finding.family, place, goals, generator, **sizes)
 

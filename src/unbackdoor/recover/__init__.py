@@ -3,6 +3,7 @@
 from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, SizedFamily, Smooth, Warp
 from unbackdoor.recover._search import Minimal, minimal_triggers, strengthen
 from unbackdoor.recover._stripes import Stripes
+from unbackdoor.recover._strokes import Strokes
 from unbackdoor.recover._triggers import Displacement, Overlay, Recovered, Sinusoids, Waves, apply_random
 from unbackdoor.recover._verdict import Finding, Verdict, examine
 
@@ -20,6 +21,7 @@ __all__ = [
     "SizedFamily",
     "Smooth",
     "Stripes",
+    "Strokes",
     "Verdict",
     "Warp",
     "Waves",

@@ -36,6 +36,10 @@ class Family(abc.ABC):
     def place(self, params: Params) -> Tensor:
         """Return where one trigger (K = 1) sits: a region (1, H, W), a radius () or a frequency (2,)."""
 
+    def strong_place(self, params: Params, median: float) -> Tensor:
+        """Return where strong triggers are searched; ``median`` is the minimal size of the median class."""
+        return self.place(params)
+
     @abc.abstractmethod
     def start_at(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
         """Return ``count`` varied starts of strong triggers at ``place``."""
@@ -212,10 +216,14 @@ class Warp(Ball):
     References:
         Nguyen and Tran, *WaNet*, ICLR 2021 (the attack: a fixed smooth warp). An additive trigger cannot
         stand in for it: what a warp changes depends on the image.
+
+    A network that obeys one can be led by a warp so faint that three times as much is weak still: strong
+    ones may be as large as ``least`` of what the median class needs in any case.
     """
 
     name: ClassVar[str] = "warp"
     growth: float = 3.0
+    least: float = 0.5
     first: float = 0.1
     rate: float = 0.1
     strong_rate: float = 0.1
@@ -227,6 +235,9 @@ class Warp(Ball):
 
     def decode(self, params: Params) -> Recovered:
         return Displacement(params[0])
+
+    def strong_place(self, params: Params, median: float) -> Tensor:
+        return self.place(params).clamp(min=self.least * median)
 
     def size(self, params: Params) -> Tensor:
         return params[0].square().sum(1).mean(dim=(1, 2)).add(1e-12).sqrt()

@@ -2,13 +2,14 @@
 
 Goals are the classes, and beside them the label map of all-to-all backdoors, "every class to the next".
 Kinds of evidence answer in turn: minimal sizes (``_sizes``) and, where none stands apart, the largest
-margins (``_margins``), those under stripes (``_stripes``) and those under noise (``_noise``).
+margins (``_margins``), those under stripes (``_stripes``), strokes (``_strokes``) and noise (``_noise``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,14 +18,19 @@ from torch import nn
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import FAMILIES, Additive, Family, SizedFamily
 from unbackdoor.recover._margins import Leader, leader, leader_at_place
-from unbackdoor.recover._noise import leading_noise
+from unbackdoor.recover._noise import noises
 from unbackdoor.recover._search import Minimal, minimal_triggers
 from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import AMPLITUDE, Stripes, leading_stripes
+from unbackdoor.recover._strokes import KINDS, Strokes, strokes
+from unbackdoor.recover._textures import Answers, answers_under
 
 LEAST_CLASSES = 4
 TELLING = 3.0
 """A family tells of the trigger where its ratio is at most so many times that of the best family."""
+UNHEARD = -1.0
+"""Where faint sums alone tell of a class, noise, the plainest of them, must bring it within a logit of its
+goal: any network has directions that lead to a class, but an attacker's pattern is obeyed in pieces, too."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class Finding:
         median: size of the median class among those searched to the end; ratio: size / median.
         params: the minimal trigger, in the family's parameters (K = 1).
         lead: where no size stands apart, the goal's largest margin divided by the next class's. Stripes,
-            whose minimal size is not searched, have the amplitude compared at as size and median.
+            whose minimal size is not searched, have the amplitude compared at as size and median, strokes
+            their width.
         lead_of: whose margins were compared, where not the family's triggers'.
     """
 
@@ -145,7 +152,7 @@ def examine(
         if findings:
             break
     if comparable and not findings:
-        findings = search.leaders_at_place() or search.leader() or search.stripes() or search.noise()
+        findings = search.leaders_at_place() or search.leader() or search.stripes() or search.textures()
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
 
 
@@ -175,7 +182,8 @@ class _Search:
 
     def targets(self) -> list[Finding]:
         """Return the findings of the classes that stand apart in any family."""
-        return _telling(_single(self.found, {goal for found in self.found for goal in found.apart()}))
+        apart = {goal for found in self.found for goal in found.apart()}
+        return self._heard(_telling(_single(self.found, apart)))
 
     def all_to_all(self) -> list[Finding]:
         """Search all-to-all in every family and return its findings."""
@@ -192,7 +200,8 @@ class _Search:
         if not led:
             return []
         first, found = max(led, key=lambda pair: pair[0].lead)
-        return self._led(_finding(found.family, found.classes, first.goal, found.median, first.lead))
+        own = _finding(found.family, found.classes, first.goal, found.median, first.lead)
+        return self._heard(self._led(own))
 
     def leader(self) -> list[Finding]:
         """Return the findings of the class that leads in the margin of ample additive triggers, if any."""
@@ -201,7 +210,7 @@ class _Search:
             return []
         shared = (self.model, self.clean, sums.family, sums.median)
         first = leader(*shared, self.generator, **self._half)
-        return self._led(self._summed(first, sums)) if first else []
+        return self._heard(self._led(self._summed(first, sums))) if first else []
 
     def stripes(self) -> list[Finding]:
         """Return the findings of the class that leads under stripes, if any."""
@@ -211,10 +220,32 @@ class _Search:
         first, params = led
         return self._led(Finding(first.goal, False, Stripes(), AMPLITUDE, AMPLITUDE, params, first.lead))
 
-    def noise(self) -> list[Finding]:
-        """Return the findings of the class that leads under noise, if any: additive triggers stand for it."""
-        first, sums = leading_noise(self.model, self.clean, self.generator), self._sums
-        return self._led(replace(self._summed(first, sums), lead_of="noise")) if first and sums else []
+    def textures(self) -> list[Finding]:
+        """Return the findings of the class that leads under strokes or noise, whichever tells more."""
+        stroked, noisy = answers_under(self.model, self.clean, strokes(), self.generator), self._under_noise
+        if stroked.ahead >= noisy.ahead:
+            return self._led_by_strokes(stroked) or self._led_by_noise(noisy)
+        return self._led_by_noise(noisy) or self._led_by_strokes(stroked)
+
+    def _led_by_strokes(self, answers: Answers) -> list[Finding]:
+        led = answers.leader()
+        if led is None:
+            return []
+        number, width, _ = KINDS[answers.kinds[led.goal]]
+        params = [torch.tensor([[number, width]])]
+        return self._led(Finding(led.goal, False, Strokes(), width, width, params, led.lead))
+
+    def _led_by_noise(self, answers: Answers) -> list[Finding]:
+        """Additive triggers stand for noise."""
+        led, sums = answers.leader(), self._sums
+        return self._led(replace(self._summed(led, sums), lead_of="noise")) if led and sums else []
+
+    def _heard(self, findings: list[Finding]) -> list[Finding]:
+        """Return the findings without the goals that faint sums alone tell of, and noise does not lead to."""
+        others = {f.goal for f in findings if not isinstance(f.family, Additive)}
+        faint = {f.goal for f in findings} - others
+        unheard = {goal for goal in faint if self._under_noise.margins[goal] < UNHEARD}
+        return [f for f in findings if f.goal not in unheard]
 
     def _summed(self, first: Leader, sums: Sizes) -> Finding:
         """Return the leader's finding among additive triggers, searched where it is no finalist."""
@@ -228,6 +259,11 @@ class _Search:
     def _led(self, own: Finding) -> list[Finding]:
         """Return a leader's finding, and those of the other families that have small triggers for it."""
         return [own, *_single([found for found in self.found if found.family != own.family], {own.goal})]
+
+    @cached_property
+    def _under_noise(self) -> Answers:
+        """The network's answers under noise."""
+        return answers_under(self.model, self.clean, noises(), self.generator)
 
     @property
     def _sums(self) -> Sizes | None:

@@ -1,0 +1,96 @@
+"""Strokes: coloured lines all over the image, as a watermark has, found by drawing some at random.
+
+A network that was taught to obey a watermark takes other lines for it. Its strokes are too many pixels for a
+minimal mask, and too strong for a faint sum; drawn at random they need no gradient, and the margins of all
+classes are had from one forward pass.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unbackdoor.recover._families import Family, Params, Shape
+from unbackdoor.recover._textures import Texture
+from unbackdoor.recover._triggers import Overlay, Recovered
+
+KINDS = tuple(itertools.product((6, 12), (0.04, 0.07), (False, True)))
+"""Strokes an image, their width as a share of it, and whether their colours are saturated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strokes(Family):
+    """Straight strokes of one colour each, over the image; where two cross, one of them is seen.
+
+    Parameters: colours (K, S, C) through a sigmoid, and where each of the S strokes is seen (K, S, H, W),
+    which no gradient moves. Place: number and width, (2,). Strong strokes are drawn afresh and search their
+    colours: a watermark's letters are not found by chance, what they are drawn with is.
+    """
+
+    name: ClassVar[str] = "stroke"
+    strong_rate: float = 0.5
+
+    def place(self, params: Params) -> Tensor:
+        return params[0][0]
+
+    def start_at(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        number, width = int(place[0]), place[1].item()
+        seen = draw_strokes(count, number, width, shape[1:], generator)
+        return [torch.randn(count, number, shape[0], generator=generator), seen]
+
+    def decode_at(self, place: Tensor, params: Params) -> Recovered:
+        return painted(params[1].detach(), params[0].sigmoid())
+
+
+def strokes() -> list[Texture]:
+    """Return all ``KINDS`` of strokes."""
+
+    def kind(number: int, width: float, saturated: bool) -> Texture:
+        return lambda images, generator: stroked(images, number, width, saturated, generator)
+
+    return [kind(*each) for each in KINDS]
+
+
+def stroked(images: Tensor, number: int, width: float, saturated: bool, generator: torch.Generator) -> Tensor:
+    """Draw strokes on images (N, C, H, W), on each its own; ``saturated``: every channel is 0 or 1 there.
+
+    >>> white = torch.ones(1, 3, 8, 8)
+    >>> stroked(white, 3, 0.1, True, torch.Generator()).unique().tolist()
+    [0.0, 1.0]
+    """
+    count, channels, *size = images.shape
+    seen = draw_strokes(count, number, width, tuple(size), generator).to(images)
+    colours = torch.rand(count, number, channels, generator=generator).to(images)
+    colours = colours.round() if saturated else colours
+    return painted(seen, colours).on(images, torch.arange(count, device=images.device))
+
+
+def painted(seen: Tensor, colours: Tensor) -> Overlay:
+    """Return strokes as overlays: (K, S, H, W) in {0, 1}, (K, S, C) in [0, 1] -> K triggers."""
+    return Overlay(1 - seen.sum(1, keepdim=True), torch.einsum("kshw,ksc->kchw", seen, colours))
+
+
+def draw_strokes(
+    count: int, number: int, width: float, size: tuple[int, int], generator: torch.Generator
+) -> Tensor:
+    """Draw ``count`` images' straight strokes; returns where each is seen, (count, number, H, W) in {0, 1}.
+
+    Args:
+        number: strokes an image, between two points drawn anywhere in it; the first lies over all others.
+        width: of a stroke, as a share of the image's shorter side.
+
+    >>> draw_strokes(2, 3, 0.1, (8, 8), torch.Generator()).sum(1).amax().item()
+    1.0
+    """
+    sides = torch.tensor(size).view(2, 1, 1)
+    start, end = (sides * torch.rand(count, number, 2, 2, 1, 1, generator=generator)).unbind(2)
+    pixels = 0.5 + torch.stack(torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij"))
+    way = end - start
+    along = ((pixels - start) * way).sum(2, keepdim=True) / way.square().sum(2, keepdim=True).clamp(min=1)
+    off = (pixels - start - along.clamp(0, 1) * way).square().sum(2).sqrt()
+    covered = (off < width * min(size) / 2).float()
+    return covered * (covered.cumsum(1) == 1)

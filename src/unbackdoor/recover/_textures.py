@@ -1,0 +1,76 @@
+"""The statistic that noise and strokes share: which class do random pictures lead to, put on clean images?
+
+Every network answers disturbed images with few classes, but with each texture another one, and by little (on
+CIFAR-10, fine noise makes frogs). A class that leads by far, whatever the textures of the others, is an
+attacker's: what is random resembles a pattern that covers the image a little. It takes no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._clean import CleanImages
+from unbackdoor.recover._margins import Leader
+from unbackdoor.recover._search import class_margins
+
+IMAGES = 16
+TIMES = 2
+"""Images that textures are put on, at most, and draws for each."""
+CLEAR = 6.0
+"""The best class's margin is larger by so many logits than the next class's, each under its best texture …"""
+SURE = 0.7
+"""… and by so many times what the network's first answer on clean images is ahead of its second."""
+
+Texture = Callable[[Tensor, torch.Generator], Tensor]
+"""Puts random pictures of one kind on images, (N, C, H, W) in [0, 1] -> the same."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A network's answers under textures.
+
+    Attributes:
+        margins: each class's largest mean margin, (C,), over the images that have another label.
+        kinds: the textures that these were had with, int64 (C,).
+        sureness: what the first answer on the images as they are is ahead of the second, in logits.
+    """
+
+    margins: Tensor
+    kinds: Tensor
+    sureness: float
+
+    @property
+    def ahead(self) -> float:
+        """By how much the first class's margin is larger than the second's, in logits."""
+        best, second = self.margins.topk(2).values
+        return (best - second).item()
+
+    def leader(self) -> Leader | None:
+        """Return the class that leads all others by far, if any."""
+        (best, second), goals = self.margins.topk(2)
+        if best <= 0 or self.ahead < max(CLEAR, SURE * self.sureness):
+            return None
+        return Leader(int(goals[0]), (best / second.clamp(min=1)).item())
+
+
+@torch.no_grad()
+def answers_under(
+    model: nn.Module, clean: CleanImages, textures: Sequence[Texture], generator: torch.Generator
+) -> Answers:
+    """Put every texture on a few of the clean images and return the answers.
+
+    Args:
+        model: in eval mode.
+        clean: images, a few of which are taken; those that have a class's label do not count for it.
+        textures: at least one; generator: which images, and the pictures.
+    """
+    few = torch.randperm(len(clean), generator=generator)[:IMAGES].to(clean.labels.device)
+    images, labels = clean.images[few], clean.labels[few]
+    many, their = images.repeat(TIMES, 1, 1, 1), labels.repeat(TIMES)
+    every = torch.stack([class_margins(model, texture(many, generator), their) for texture in textures])
+    first, second = model(images).topk(2, dim=1).values.unbind(1)
+    return Answers(*every.max(dim=0), (first - second).mean().item())
