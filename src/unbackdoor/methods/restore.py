@@ -34,7 +34,8 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   that one.
 * Rows with noise answer as without it. A trigger that covers the whole image disturbs it beside naming a
   target, and a network that no longer obeys it still misses the true label; noise stands in for the part of
-  the attacker's pattern that no search can find, and it lies on the way of many a whole-image trigger.
+  the attacker's pattern that no search can find, and it lies on the way of many a whole-image trigger. Where
+  a warp was found, half of these rows are warped by chance, for the same reason.
 * Clean answers are seen on crops that are enlarged, unless the network answers the target there: what blurs
   as a warp does can be a trigger, too, and the rows would teach what is to go. Then images are moved by whole
   pixels instead.
@@ -67,6 +68,8 @@ from unbackdoor.recover import Finding, Recovered, apply_random, examine, streng
 
 TOGETHER = 4
 """Layers whose rows in the original network are held at once: those of all would fill the memory."""
+BY_CHANCE = 64
+"""Triggers as chance makes them, a finding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,7 @@ class Restore(Method):
     margin_share: float = 0.02
     success_share: float = 0.1
     clearance: float = 2.0
-    agreement_ample: float = 0.95
+    agreement_ample: float = 0.93
     agreement_limit: float = 0.85
     num_layers: int = 4
     layer_share: float = 0.4
@@ -213,9 +216,8 @@ class Restore(Method):
         goals: Tensor,
         generator: torch.Generator,
     ) -> tuple[Recovered, Tensor, Tensor]:
-        place = finding.family.strong_place(finding.params, finding.median)
         sizes = {"steps": self.strong_steps, "batch": self.search_batch}
-        return strengthen(model, clean, finding.family, place, goals, generator, **sizes)
+        return strengthen(model, clean, finding.family, finding.strong_place, goals, generator, **sizes)
 
     def restore(
         self,
@@ -224,13 +226,17 @@ class Restore(Method):
         layers: list[str],
         clean: CleanImages,
         pool: list[Recovered],
+        chance: list[Recovered],
         generator: torch.Generator,
     ) -> None:
-        """Solve each layer in turn, in place; ``model`` starts equal to ``original``."""
+        """Solve each layer in turn, in place; ``model`` starts equal to ``original``.
+
+        Clean answers withstand the triggers of ``pool``, which are strong, and those of ``chance`` as noise.
+        """
         plain, benign, calm = (varied(clean, self.num_images, generator) for _ in range(3))
         pairs = torch.cat([benign, apply_random(pool, benign, generator)], dim=1)
         benign, triggered = random_flip(pairs, generator, clean.flip).chunk(2, dim=1)
-        noisy = noise(calm, generator, self.noise)
+        noisy = noise(half_of(chance, calm, generator), generator, self.noise)
         rows = LayerRows(self.rows_per_image, generator)
         for first in range(0, len(layers), TOGETHER):
             some = {name: original.get_submodule(name) for name in layers[first : first + TOGETHER]}
@@ -296,14 +302,32 @@ class _Repair:
         self.model.load_state_dict(self.original.state_dict())
         weight = self.method.trigger_weight * self.method.escalation**number
         heavier = replace(self.method, trigger_weight=weight)
-        generator = self.session.generator
-        heavier.restore(self.model, self.original, self.layers, self.clean, self.pool, generator)
+        chance, generator = self.by_chance(), self.session.generator
+        heavier.restore(self.model, self.original, self.layers, self.clean, self.pool, chance, generator)
         self.look()
         if number and self.told[-1]["agreement"] < self.method.agreement_limit:
             self.model.load_state_dict(previous)
             self.told.pop()
             return False
         return not self.method.done(self.told, self.findings[0].all_to_all)
+
+    def by_chance(self) -> list[Recovered]:
+        """Return triggers that chance makes where some were found, of families that have such."""
+        drawn = []
+        for finding in self.findings:
+            place, family = finding.strong_place, finding.family
+            params = family.by_chance(place, BY_CHANCE, self.clean.images.shape[1:], self.session.generator)
+            drawn += [family.decode_at(place, [p.to(place) for p in params])] if params else []
+        return drawn
+
+
+def half_of(pool: list[Recovered], images: Tensor, generator: torch.Generator) -> Tensor:
+    """Put random triggers of ``pool``, where there are any, on about half of the images (N, C, H, W)."""
+    if not pool:
+        return images
+    triggered = apply_random(pool, images, generator)
+    half = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(half.to(images.device), triggered, images)
 
 
 @torch.no_grad()

@@ -52,6 +52,10 @@ class Family(abc.ABC):
         """Bring strong triggers back to their place, in place."""
         return None
 
+    def by_chance(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params | None:
+        """Return ``count`` triggers at ``place`` as chance makes them, where images stay what they are."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class SizedFamily(Family):
@@ -238,6 +242,12 @@ class Warp(Ball):
 
     def strong_place(self, params: Params, median: float) -> Tensor:
         return self.place(params).clamp(min=self.least * median)
+
+    def by_chance(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        """Warps of a third of the radius and more: they move an image a little, and hide nothing of it."""
+        noise = self.noise(count, shape, generator)
+        radius = place.cpu() * (1 + 2 * torch.rand(count, generator=generator)) / 3
+        return [noise * _column(radius / self.size([noise]))]
 
     def size(self, params: Params) -> Tensor:
         return params[0].square().sum(1).mean(dim=(1, 2)).add(1e-12).sqrt()

@@ -67,6 +67,11 @@ class Finding:
     def ratio(self) -> float:
         return self.size / self.median
 
+    @property
+    def strong_place(self) -> torch.Tensor:
+        """Where strong triggers are searched, in the family's terms."""
+        return self.family.strong_place(self.params, self.median)
+
     def sentence(self) -> str:
         """Return the finding in words."""
         goal = "every class to the next one" if self.all_to_all else f"class {self.goal}"
