@@ -12,6 +12,8 @@ from unbackdoor._clean import CleanImages
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods import Restore
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
+from unbackdoor.methods.restore import half_of
+from unbackdoor.recover import Patch, Warp
 
 CLASSES = 6
 
@@ -102,6 +104,7 @@ def test_solve_minimises_the_stated_objective() -> None:
         {"ridge": -1.0},
         {"agreement_limit": 2.0},
         {"agreement_ample": -0.1},
+        {"success_left": 1.5},
         {"clearance": -1.0},
         {"layer_share": 1.5},
     ],
@@ -117,6 +120,7 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
         ([[50.0, 9.0], [2.0, -3.0]], [1.0, 0.9], 0.99, False, True),
         ([[50.0, 9.0], [-3.0, 4.0]], [1.0, 0.1], 0.99, False, False),
         ([[50.0, 9.0], [-3.0, 4.0]], [1.0, 0.1], 0.94, False, True),
+        ([[50.0, 9.0], [-3.0, 4.0]], [1.0, 0.5], 0.94, False, False),
         ([[50.0, 9.0], [-3.0, 6.0]], [1.0, 0.1], 0.94, False, False),
         ([[2.0], [-2.0]], [0.6, 0.35], 0.99, True, False),
         ([[2.0], [1.0]], [0.6, 0.25], 0.99, True, True),
@@ -126,6 +130,7 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
         "little margin left",
         "by a hair",
         "by a hair, at a price",
+        "by a hair, at a price, and many are moved yet",
         "too much left",
         "all-to-all moves many",
         "few",
@@ -140,6 +145,20 @@ def test_rounds_end_when_fresh_triggers_lost_their_force(
     ]
     method = Restore(margin_share=0.1, success_share=0.5, clearance=2.0, agreement_ample=0.95)
     assert method.done(told, all_to_all) is done
+
+
+def test_clean_rows_get_warps_by_chance_on_half_of_the_images_and_other_families_none() -> None:
+    place = torch.tensor(0.9)
+    (drawn,) = Warp().by_chance(place, 200, (3, 12, 12), generator(0))
+    sizes = Warp().size([drawn])
+    assert 0.3 <= sizes.min() < 0.4 and 0.8 < sizes.max() <= 0.9001
+    assert Patch().by_chance(torch.ones(1, 12, 12), 5, (3, 12, 12), generator(0)) is None
+    images, stream = torch.rand(400, 3, 12, 12), generator(0)
+    warped = half_of([Warp().decode_at(place, [drawn])], images, stream)
+    changed = (warped != images).flatten(1).any(1).float().mean().item()
+    assert changed == pytest.approx(0.5, abs=0.1)
+    state = stream.get_state()
+    assert half_of([], images, stream) is images and torch.equal(stream.get_state(), state)
 
 
 def test_add_to_weight_splits_off_the_bias() -> None:

@@ -13,7 +13,8 @@ its clean answer, in closed form. The package's default.
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
-            and, while f' agrees with f on nearly all varied clean images, two logits less than that
+            and, while f' agrees with f on nearly all varied clean images, or triggers move many images yet, two
+            logits less than that
             (all-to-all: when their success is a tenth of the first ones')
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
@@ -87,8 +88,8 @@ class Restore(Method):
         success_share: … or, for all-to-all, where margins are small from the start, of the share of images
             that they moved.
         clearance: the margin must be lower by so many logits …
-        agreement_ample: … while the network agrees with the original on this share of varied clean images, in
-            [0, 1].
+        agreement_ample: … while the network agrees with the original on this share of varied clean images …
+        success_left: … or while fresh triggers move more than this share of images, both in [0, 1].
         agreement_limit: a round with a grown κ that agrees with the original on a smaller share of varied
             clean images is taken back, in [0, 1].
         num_layers: so many of the layers, counted from the output, are restored at least …
@@ -115,8 +116,9 @@ class Restore(Method):
     rounds: int = 3
     margin_share: float = 0.02
     success_share: float = 0.1
+    success_left: float = 0.4
     clearance: float = 2.0
-    agreement_ample: float = 0.93
+    agreement_ample: float = 0.95
     agreement_limit: float = 0.85
     num_layers: int = 4
     layer_share: float = 0.4
@@ -136,8 +138,8 @@ class Restore(Method):
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
         require(self.clearance >= 0, "clearance must not be negative", self.clearance, "2.0")
-        shares = ("margin_share", "success_share", "agreement_ample", "agreement_limit", "layer_share")
-        for name in (*shares, "noise_weight", "noise"):
+        shares = ("margin_share", "success_share", "success_left", "agreement_ample", "agreement_limit")
+        for name in (*shares, "layer_share", "noise_weight", "noise"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
@@ -187,14 +189,16 @@ class Restore(Method):
 
         Their largest margin says so; for all-to-all, where it is small from the start, their success does.
         Where triggers were weak from the start, failing by a hair says little of the attacker's: as long as
-        the network still agrees with the original on nearly all images, they must fail clearly.
+        the network still agrees with the original on nearly all images, or the triggers move many images yet,
+        they must fail clearly.
         """
         first, last = told[0], told[-1]
         strongest = max(first["margins"])
         if all_to_all or strongest <= 0:
             return last["success"] <= self.success_share * first["success"]
         beyond = self.margin_share * strongest - max(last["margins"])
-        return beyond >= (self.clearance if last["agreement"] >= self.agreement_ample else 0)
+        clearly = last["agreement"] >= self.agreement_ample or last["success"] > self.success_left
+        return beyond >= (self.clearance if clearly else 0)
 
     def recover(
         self, model: nn.Module, clean: CleanImages, findings: tuple[Finding, ...], session: Session
