@@ -13,8 +13,8 @@ its clean answer, in closed form. The package's default.
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
-            and, while f' agrees with f on nearly all varied clean images, or triggers move many images yet, two
-            logits less than that
+            and, while f' agrees with f on nearly all varied clean images or triggers move many images yet,
+            two logits less than that
             (all-to-all: when their success is a tenth of the first ones')
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
