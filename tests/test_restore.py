@@ -123,8 +123,10 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
         ([[50.0, 9.0], [-3.0, 4.0]], [1.0, 0.5], 0.94, False, False),
         ([[50.0, 9.0], [-3.0, 6.0]], [1.0, 0.1], 0.94, False, False),
         ([[2.0], [-2.0]], [0.6, 0.35], 0.99, True, False),
-        ([[2.0], [1.0]], [0.6, 0.25], 0.99, True, True),
-        ([[-2.0], [-3.0]], [0.6, 0.25], 0.99, False, True),
+        ([[2.0], [1.0], [1.0]], [0.6, 0.25, 0.25], 0.99, True, True),
+        ([[2.0], [1.0]], [0.6, 0.25], 0.99, True, False),
+        ([[2.0], [1.0]], [0.6, 0.25], 0.94, True, True),
+        ([[-2.0], [-3.0]], [0.6, 0.25], 0.94, False, True),
     ],
     ids=[
         "little margin left",
@@ -133,7 +135,9 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
         "by a hair, at a price, and many are moved yet",
         "too much left",
         "all-to-all moves many",
-        "few",
+        "few, twice",
+        "few, once",
+        "few, once, at a price",
         "no margin ever, few moved",
     ],
 )

@@ -15,7 +15,7 @@ its clean answer, in closed form. The package's default.
         stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
             and, while f' agrees with f on nearly all varied clean images or triggers move many images yet,
             two logits less than that
-            (all-to-all: when their success is a tenth of the first ones')
+            (all-to-all: after two rounds, when their success is a tenth of the first ones')
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
 
@@ -187,7 +187,8 @@ class Restore(Method):
     def done(self, told: list[dict[str, Any]], all_to_all: bool) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
 
-        Their largest margin says so; for all-to-all, where it is small from the start, their success does.
+        Their largest margin says so; for all-to-all, where it is small from the start, their success does,
+        after two rounds unless the first had its price: the attacker's trigger works on more images.
         Where triggers were weak from the start, failing by a hair says little of the attacker's: as long as
         the network still agrees with the original on nearly all images, or the triggers move many images yet,
         they must fail clearly.
@@ -195,7 +196,8 @@ class Restore(Method):
         first, last = told[0], told[-1]
         strongest = max(first["margins"])
         if all_to_all or strongest <= 0:
-            return last["success"] <= self.success_share * first["success"]
+            twice = len(told) > 2 or last["agreement"] < self.agreement_ample
+            return twice and last["success"] <= self.success_share * first["success"]
         beyond = self.margin_share * strongest - max(last["margins"])
         clearly = last["agreement"] >= self.agreement_ample or last["success"] > self.success_left
         return beyond >= (self.clearance if clearly else 0)
