@@ -15,7 +15,8 @@ its clean answer, in closed form. The package's default.
         stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
             and, while f' agrees with f on nearly all varied clean images or triggers move many images yet,
             two logits less than that
-            (all-to-all: after two rounds, when their success is a tenth of the first ones')
+            (all-to-all: when their success is a tenth of the first ones'); where triggers were weak from the
+            start, as those for all-to-all, not before the second round, if the first cost next to nothing
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
 
@@ -90,6 +91,9 @@ class Restore(Method):
         clearance: the margin must be lower by so many logits …
         agreement_ample: … while the network agrees with the original on this share of varied clean images …
         success_left: … or while fresh triggers move more than this share of images, both in [0, 1].
+        weak: where the mean margin is no larger in the beginning, in logits, and for all-to-all, the first round
+            is not the last …
+        agreement_free: … if the network still agrees with the original on this share of varied images.
         agreement_limit: a round with a grown κ that agrees with the original on a smaller share of varied
             clean images is taken back, in [0, 1].
         num_layers: so many of the layers, counted from the output, are restored at least …
@@ -119,6 +123,8 @@ class Restore(Method):
     success_left: float = 0.4
     clearance: float = 2.0
     agreement_ample: float = 0.95
+    weak: float = 20.0
+    agreement_free: float = 0.97
     agreement_limit: float = 0.85
     num_layers: int = 4
     layer_share: float = 0.4
@@ -138,8 +144,8 @@ class Restore(Method):
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
         require(self.clearance >= 0, "clearance must not be negative", self.clearance, "2.0")
-        shares = ("margin_share", "success_share", "success_left", "agreement_ample", "agreement_limit")
-        for name in (*shares, "layer_share", "noise_weight", "noise"):
+        shares = ("margin_share", "success_share", "success_left", "agreement_ample", "agreement_free")
+        for name in (*shares, "agreement_limit", "layer_share", "noise_weight", "noise"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
@@ -187,17 +193,21 @@ class Restore(Method):
     def done(self, told: list[dict[str, Any]], all_to_all: bool) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
 
-        Their largest margin says so; for all-to-all, where it is small from the start, their success does,
-        after two rounds unless the first had its price: the attacker's trigger works on more images.
-        Where triggers were weak from the start, failing by a hair says little of the attacker's: as long as
-        the network still agrees with the original on nearly all images, or the triggers move many images yet,
-        they must fail clearly.
+        Their largest margin says so; for all-to-all, where it is small from the start, their success does.
+        Where triggers were weak from the start, failing says little of the attacker's: a first round that cost
+        next to nothing is followed by a second, and they must fail clearly as long as the network agrees with
+        the original on nearly all images, or they move many images yet.
         """
         first, last = told[0], told[-1]
         strongest = max(first["margins"])
+        if (
+            len(told) == 2
+            and (all_to_all or strongest <= self.weak)
+            and last["agreement"] >= self.agreement_free
+        ):
+            return False
         if all_to_all or strongest <= 0:
-            twice = len(told) > 2 or last["agreement"] < self.agreement_ample
-            return twice and last["success"] <= self.success_share * first["success"]
+            return last["success"] <= self.success_share * first["success"]
         beyond = self.margin_share * strongest - max(last["margins"])
         clearly = last["agreement"] >= self.agreement_ample or last["success"] > self.success_left
         return beyond >= (self.clearance if clearly else 0)
