@@ -91,8 +91,8 @@ class Restore(Method):
         clearance: the margin must be lower by so many logits …
         agreement_ample: … while the network agrees with the original on this share of varied clean images …
         success_left: … or while fresh triggers move more than this share of images, both in [0, 1].
-        weak: where the mean margin is no larger in the beginning, in logits, and for all-to-all, the first round
-            is not the last …
+        weak: where the mean margin is no larger in the beginning, in logits, and for all-to-all, the first
+            round is not the last …
         agreement_free: … if the network still agrees with the original on this share of varied images.
         agreement_limit: a round with a grown κ that agrees with the original on a smaller share of varied
             clean images is taken back, in [0, 1].
@@ -194,9 +194,9 @@ class Restore(Method):
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
 
         Their largest margin says so; for all-to-all, where it is small from the start, their success does.
-        Where triggers were weak from the start, failing says little of the attacker's: a first round that cost
-        next to nothing is followed by a second, and they must fail clearly as long as the network agrees with
-        the original on nearly all images, or they move many images yet.
+        Where triggers were weak from the start, failing says little of the attacker's: a first round that
+        cost next to nothing is followed by a second, and they must fail clearly as long as the network agrees
+        with the original on nearly all images, or they move many images yet.
         """
         first, last = told[0], told[-1]
         strongest = max(first["margins"])
