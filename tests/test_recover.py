@@ -318,11 +318,14 @@ class Resonates(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("gain", "goals"),
-    [(0.0, []), (30.0, []), (200.0, [4])],
-    ids=["none resonates", "one does, hardly", "one does"],
+    ("gain", "sure", "goals"),
+    [(0.0, 0.7, []), (30.0, 0.7, []), (200.0, 0.7, [4]), (200.0, 20.0, [])],
+    ids=["none resonates", "one does, hardly", "one does", "one does, little for one so sure"],
 )
-def test_stripes_are_told_by_the_margin_they_give_one_class(gain: float, goals: list[int]) -> None:
+def test_stripes_are_told_by_the_margin_they_give_one_class(
+    gain: float, sure: float, goals: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unbackdoor.recover._textures.SURE", sure)
     model, clean = Resonates(gain), one_a_class(5)
     clean = replace(clean, images=clean.images + 0.3)
     assert bool(leading_stripes(model, clean, generator())) is bool(goals)

@@ -13,8 +13,8 @@ its clean answer, in closed form. The package's default.
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
-            and, while f' agrees with f on nearly all varied clean images or triggers move many images yet,
-            two logits less than that
+            and, while f' agrees with f on nearly all varied clean images (a few less where triggers move many
+            images yet), two logits less than that
             (all-to-all: when their success is a tenth of the first ones'); where triggers were weak from the
             start, as those for all-to-all, not before the second round, if the first cost next to nothing
         else κ ← 2.5κ
@@ -90,7 +90,8 @@ class Restore(Method):
             that they moved.
         clearance: the margin must be lower by so many logits …
         agreement_ample: … while the network agrees with the original on this share of varied clean images …
-        success_left: … or while fresh triggers move more than this share of images, both in [0, 1].
+        success_left: … or while fresh triggers move more than this share of images …
+        agreement_fair: … and it agrees on this share, all in [0, 1].
         weak: where the mean margin is no larger in the beginning, in logits, and for all-to-all, the first
             round is not the last …
         agreement_free: … if the network still agrees with the original on this share of varied images.
@@ -123,6 +124,7 @@ class Restore(Method):
     success_left: float = 0.4
     clearance: float = 2.0
     agreement_ample: float = 0.95
+    agreement_fair: float = 0.93
     weak: float = 20.0
     agreement_free: float = 0.97
     agreement_limit: float = 0.85
@@ -144,8 +146,8 @@ class Restore(Method):
         for name in ("trigger_weight", "ridge"):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
         require(self.clearance >= 0, "clearance must not be negative", self.clearance, "2.0")
-        shares = ("margin_share", "success_share", "success_left", "agreement_ample", "agreement_free")
-        for name in (*shares, "agreement_limit", "layer_share", "noise_weight", "noise"):
+        shares = [name for name in known if name.startswith(("agreement_", "success_"))]
+        for name in (*shares, "margin_share", "layer_share", "noise_weight", "noise"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
@@ -196,7 +198,7 @@ class Restore(Method):
         Their largest margin says so; for all-to-all, where it is small from the start, their success does.
         Where triggers were weak from the start, failing says little of the attacker's: a first round that
         cost next to nothing is followed by a second, and they must fail clearly as long as the network agrees
-        with the original on nearly all images, or they move many images yet.
+        with the original on nearly all images, or, where they move many images yet, on few less.
         """
         first, last = told[0], told[-1]
         strongest = max(first["margins"])
@@ -209,7 +211,8 @@ class Restore(Method):
         if all_to_all or strongest <= 0:
             return last["success"] <= self.success_share * first["success"]
         beyond = self.margin_share * strongest - max(last["margins"])
-        clearly = last["agreement"] >= self.agreement_ample or last["success"] > self.success_left
+        bound = self.agreement_fair if last["success"] > self.success_left else self.agreement_ample
+        clearly = last["agreement"] >= bound
         return beyond >= (self.clearance if clearly else 0)
 
     def recover(

@@ -17,14 +17,16 @@ from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import Family, Params, Shape
 from unbackdoor.recover._margins import Leader
 from unbackdoor.recover._search import class_margins
+from unbackdoor.recover._textures import Answers, sureness
 from unbackdoor.recover._triggers import Recovered, Sinusoids
 
 AMPLITUDE = 0.2
 """At which the classes are compared; the paper attacks with 20 of 255, others with 40."""
-LEAD = 2.0
+LEAD = 1.5
 """A class's largest margin is at least this times the next one's …"""
 CLEAR = 5.0
-"""… and by at least so many logits larger: small margins lead by chance."""
+"""… and larger by at least so many logits, and as far ahead as ``_textures`` asks of noise: a network that is
+sure of its answers has large margins for any class."""
 HIGHEST = 8
 """Waves an image, along each side, if it has pixels for that many."""
 PHASES = 3
@@ -104,12 +106,10 @@ def leading_stripes(
         return None
     margins = torch.stack([_margins_under(model, images, labels, waves, f) for f in grid])
     largest, where = margins.max(dim=0)
-    (best, second), goals = largest.topk(2)
-    lead = (best / second.clamp(min=1)).item()
-    if lead < LEAD or best - second.clamp(min=0) < CLEAR:
+    first = Answers(largest.clamp(min=0), where, sureness(model, images)).leader(CLEAR)
+    if first is None or first.lead < LEAD:
         return None
-    best_one = [waves[:1].expand(-1, images.shape[1], -1), grid[where[goals[0]]][None]]
-    return Leader(int(goals[0]), lead), best_one
+    return first, [waves[:1].expand(-1, images.shape[1], -1), grid[where[first.goal]][None]]
 
 
 def frequencies(height: int, width: int) -> Tensor:

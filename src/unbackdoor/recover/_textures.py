@@ -49,10 +49,10 @@ class Answers:
         best, second = self.margins.topk(2).values
         return (best - second).item()
 
-    def leader(self) -> Leader | None:
-        """Return the class that leads all others by far, if any."""
+    def leader(self, clear: float = CLEAR) -> Leader | None:
+        """Return the class that leads all others by far, if any: by ``clear`` logits at least."""
         (best, second), goals = self.margins.topk(2)
-        if best <= 0 or self.ahead < max(CLEAR, SURE * self.sureness):
+        if best <= 0 or self.ahead < max(clear, SURE * self.sureness):
             return None
         return Leader(int(goals[0]), (best / second.clamp(min=1)).item())
 
@@ -72,5 +72,11 @@ def answers_under(
     images, labels = clean.images[few], clean.labels[few]
     many, their = images.repeat(TIMES, 1, 1, 1), labels.repeat(TIMES)
     every = torch.stack([class_margins(model, texture(many, generator), their) for texture in textures])
+    return Answers(*every.max(dim=0), sureness(model, images))
+
+
+@torch.no_grad()
+def sureness(model: nn.Module, images: Tensor) -> float:
+    """Return what the first answer on images (N, C, H, W) is ahead of the second, in logits, on average."""
     first, second = model(images).topk(2, dim=1).values.unbind(1)
-    return Answers(*every.max(dim=0), (first - second).mean().item())
+    return (first - second).mean().item()
