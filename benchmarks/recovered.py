@@ -22,7 +22,7 @@ from unbackdoor.bench.grid_file import victims_of
 from unbackdoor.bench.plots import pyplot
 from unbackdoor.bench.victims import load_victim
 from unbackdoor.methods.restore import Restore
-from unbackdoor.recover import Finding, examine, strengthen
+from unbackdoor.recover import Finding, SizedFamily, examine, strengthen
 
 ROOT = Path(__file__).parents[1]
 STRONG = 3
@@ -72,15 +72,20 @@ def panels(entry: dict[str, Any], seed: int) -> list[Panel]:
 def recovered(
     model: nn.Module, clean: CleanImages, finding: Finding, image: Tensor, generator: torch.Generator
 ) -> list[Panel]:
-    """Return one finding's minimal trigger and some strong ones, on an image (1, C, H, W)."""
-    family, place = finding.family, finding.family.place(finding.params)
+    """Return one finding's minimal trigger, where there is one, and strong ones, on an image (1, C, H, W)."""
+    family, place = finding.family, finding.strong_place
     goals = torch.full((STRONG,), finding.goal)
     sizes = {"steps": Restore.strong_steps, "batch": Restore.search_batch}
     strong, _, _ = strengthen(model, clean, family, place, goals, generator, **sizes)
+    stacks = {"strong": strong}
+    if isinstance(family, SizedFamily):
+        stacks = {"minimal": family.decode(finding.params), **stacks}
     target = "all-to-all" if finding.all_to_all else f"to {finding.goal}"
-    small = family.decode(finding.params).apply(image)[0, 0]
-    panels = [(f"minimal {family.name},\n{target}", small)]
-    return panels + [(f"strong {family.name}", picture) for picture in strong.apply(image)[:, 0]]
+    named = [
+        (f"{kind} {family.name}", picture) for kind, s in stacks.items() for picture in s.apply(image)[:, 0]
+    ]
+    (first, picture), *others = named
+    return [(f"{first},\n{target}", picture), *others]
 
 
 def draw(rows: dict[str, list[Panel]], path: Path) -> None:
