@@ -463,6 +463,21 @@ def test_a_line_of_the_plot_never_bends_because_victims_come_or_go():
     assert {r["cell"]["victim"]["name"] for r in plots._at_every_size(records)} == {"a"}
 
 
+def test_means_in_plots_are_of_the_victims_that_every_method_has():
+    pytest.importorskip("matplotlib")
+    hard, easy = {"victim": "hard", "asr": 0.8}, {"victim": "easy", "asr": 0.0}
+    sizes = (1, 10)
+    records = [record(method="m", per_class=n, **victim) for n in sizes for victim in (hard, easy)]
+    records += [record(method="n", per_class=n, **easy) for n in sizes]
+    plane = plots.acc_asr_plane(records, plots._styles(records)).axes[0]
+    marks = {line.get_label(): list(line.get_ydata()) for line in plane.lines}
+    assert marks["m"] == marks["n"] == [0.0]
+    lines = plots.asr_by_images(records, plots._styles(records)).axes[0].lines
+    assert [list(line.get_ydata()) for line in lines] == [[0.0, 0.0], [0.0, 0.0]]
+    apart = [record(method="m", **hard), record(method="n", **easy)]
+    assert plots._shared(apart) == apart
+
+
 # The command line.
 
 

@@ -52,14 +52,15 @@ def asr_by_images(records: Sequence[Record], styles: Mapping[str, Mapping[str, A
     The records are of methods that ran at several numbers; a lone point would have other victims than a line.
 
     Only victims that have records at every number of images that their method ran at count, so that a line
-    never bends because victims come or go.
+    never bends because victims come or go, and of these the ones that every method has, if there are any.
     """
+    records = _shared([r for own in _grouped(records, _label).values() for r in _at_every_size(own)])
     figure, axes = pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for axis, metric in zip(axes, ("asr", "acc"), strict=True):
         for label, group in _grouped(records, _label).items():
-            points = _grouped(_at_every_size(group), lambda r: r["cell"]["per_class"])
+            points = _grouped(group, lambda r: r["cell"]["per_class"])
             spots = sorted((size, *_mean_and_spread(rows, metric)) for size, rows in points.items())
-            sizes, means, spreads = zip(*spots, strict=True) if spots else ((), (), ())
+            sizes, means, spreads = zip(*spots, strict=True)
             (line,) = axis.plot(sizes, means, **styles[label], label=label)
             low = [m - s for m, s in zip(means, spreads, strict=True)]
             high = [m + s for m, s in zip(means, spreads, strict=True)]
@@ -76,7 +77,8 @@ def asr_by_images(records: Sequence[Record], styles: Mapping[str, Mapping[str, A
 def acc_asr_plane(records: Sequence[Record], styles: Mapping[str, Mapping[str, Any]]) -> Any:
     """Draw ASR against the accuracy that was lost, one panel a number of images; best is lower left.
 
-    A large mark is a method's mean, small ones are its victims (mean over draws).
+    Small marks are a method's victims (mean over draws), the large one is the mean over those that every
+    method has.
     """
     panels = sorted(_grouped(records, lambda r: r["cell"]["per_class"]).items())
     columns = min(MOST_COLUMNS, len(panels))
@@ -98,11 +100,12 @@ def acc_asr_plane(records: Sequence[Record], styles: Mapping[str, Mapping[str, A
 
 
 def _draw_plane(axis: Any, records: Sequence[Record], styles: Mapping[str, Mapping[str, Any]]) -> None:
+    shared = _grouped(_shared(records), _label)
     for label, group in _grouped(records, _label).items():
-        spots = [_spot(own) for own in _grouped(group, lambda r: r["cell"]["victim"]["name"]).values()]
+        spots = [_spot(own) for own in _grouped(group, _victim).values()]
         look = {**styles[label], "linestyle": "none"}
         axis.plot(*zip(*spots, strict=True), **{**look, "markersize": 3.5, "alpha": 0.45})
-        axis.plot(*_spot(group), **{**look, "markersize": 9, "markeredgecolor": "black"}, label=label)
+        axis.plot(*_spot(shared[label]), **{**look, "markersize": 9, "markeredgecolor": "black"}, label=label)
     axis.set_ylim(-3, 103)
     axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
 
@@ -133,9 +136,19 @@ def _grouped(records: Iterable[Record], key: Callable[[Record], Hashable]) -> di
     return dict(groups)
 
 
+def _victim(record: Record) -> str:
+    return record["cell"]["victim"]["name"]
+
+
 def _at_every_size(records: Sequence[Record]) -> list[Record]:
-    victims = _grouped(records, lambda r: r["cell"]["victim"]["name"]).values()
-    return [r for own in victims if _sizes(own) == _sizes(records) for r in own]
+    return [r for own in _grouped(records, _victim).values() if _sizes(own) == _sizes(records) for r in own]
+
+
+def _shared(records: Sequence[Record]) -> list[Record]:
+    """Return the records of victims that every method has, all records where no victim is."""
+    everyones = [set(map(_victim, own)) for own in _grouped(records, _label).values()]
+    common = set.intersection(*everyones) if everyones else set()
+    return [r for r in records if _victim(r) in common or not common]
 
 
 def _sizes(records: Iterable[Record]) -> set[int]:
