@@ -30,7 +30,7 @@ sure of its answers has large margins for any class."""
 HIGHEST = 8
 """Waves an image, along each side, if it has pixels for that many."""
 PHASES = 3
-IMAGES = 12
+IMAGES = 24
 """Clean images that the stripes are tried on."""
 
 
