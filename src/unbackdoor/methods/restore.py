@@ -202,11 +202,8 @@ class Restore(Method):
         """
         first, last = told[0], told[-1]
         strongest = max(first["margins"])
-        if (
-            len(told) == 2
-            and (all_to_all or strongest <= self.weak)
-            and last["agreement"] >= self.agreement_free
-        ):
+        weak = all_to_all or strongest <= self.weak
+        if weak and len(told) == 2 and last["agreement"] >= self.agreement_free:
             return False
         if all_to_all or strongest <= 0:
             return last["success"] <= self.success_share * first["success"]
