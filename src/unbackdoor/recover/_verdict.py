@@ -128,8 +128,8 @@ def examine(
 
     A search can end beside the attacker's trigger, in a local minimum; where no size stands apart, all is
     searched again from other starts, and of both triggers of a class the smaller one counts. All-to-all is
-    searched where no class stands apart; margins are asked last, those under stripes, strokes and noise without
-    a gradient. What additive triggers alone tell of has to be heard in noise, too.
+    searched where no class stands apart; margins are asked last, those under stripes, strokes and noise
+    without a gradient. What additive triggers alone tell of has to be heard in noise, too.
 
     Args:
         model: in eval mode; its parameters need no gradient.
