@@ -319,8 +319,8 @@ class Resonates(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("gain", "sure", "goals"),
-    [(0.0, 0.7, []), (30.0, 0.7, []), (200.0, 0.7, [4]), (200.0, 20.0, [])],
-    ids=["none resonates", "one does, hardly", "one does", "one does, little for one so sure"],
+    [(0.0, 0.7, []), (30.0, 0.7, []), (40.0, 0.0, []), (200.0, 0.7, [4]), (200.0, 20.0, [])],
+    ids=["none resonates", "one does, hardly", "by few logits", "one does", "little for one so sure"],
 )
 def test_stripes_are_told_by_the_margin_they_give_one_class(
     gain: float, sure: float, goals: list[int], monkeypatch: pytest.MonkeyPatch

@@ -11,9 +11,10 @@ from unbackdoor import UnbackdoorError, purify
 from unbackdoor._clean import CleanImages
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods import Restore
+from unbackdoor.methods._base import Session
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
-from unbackdoor.methods.restore import half_of
-from unbackdoor.recover import Patch, Warp
+from unbackdoor.methods.restore import BY_CHANCE, half_of
+from unbackdoor.recover import Additive, Finding, Patch, Recovered, SizedFamily, Warp
 
 CLASSES = 6
 
@@ -173,6 +174,24 @@ def test_clean_rows_get_warps_by_chance_on_half_of_the_images_and_other_families
     assert changed == pytest.approx(0.5, abs=0.1)
     state = stream.get_state()
     assert half_of([], images, stream) is images and torch.equal(stream.get_state(), state)
+
+
+@pytest.mark.parametrize(("family", "count"), [(Warp(), BY_CHANCE), (Additive(), 0)], ids=["warp", "sum"])
+def test_rows_that_noise_disturbs_are_warped_where_a_warp_was_found(
+    family: SizedFamily, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (images, labels) = nn.Sequential(nn.Flatten(), nn.Linear(432, CLASSES)), toy(1, 0)
+    small = family.start(1, (3, 12, 12), generator(0))
+    finding = Finding(2, False, family, 0.5, 1.0, small)
+    seen = []
+    monkeypatch.setattr(
+        "unbackdoor.methods.restore.half_of",
+        lambda pool, calm, _: (seen.append(sum(map(len, pool))), calm)[1],
+    )
+    method = Restore(rounds=1, strong_steps=1, num_images=16)
+    clean = CleanImages(images, labels, CLASSES, 0.0)
+    method.erase(model.eval(), ["1"], clean, (finding,), Session(generator(0)))
+    assert seen == [count]
 
 
 def test_add_to_weight_splits_off_the_bias() -> None:
