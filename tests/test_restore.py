@@ -14,7 +14,7 @@ from unbackdoor.methods import Restore
 from unbackdoor.methods._base import Session
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
 from unbackdoor.methods.restore import BY_CHANCE, half_of
-from unbackdoor.recover import Additive, Finding, Patch, Recovered, SizedFamily, Warp
+from unbackdoor.recover import Additive, Finding, Patch, SizedFamily, Warp
 
 CLASSES = 6
 
