@@ -81,10 +81,8 @@ def recovered(
     if isinstance(family, SizedFamily):
         stacks = {"minimal": family.decode(finding.params), **stacks}
     target = "all-to-all" if finding.all_to_all else f"to {finding.goal}"
-    named = [
-        (f"{kind} {family.name}", picture) for kind, s in stacks.items() for picture in s.apply(image)[:, 0]
-    ]
-    (first, picture), *others = named
+    drawn = {f"{kind} {family.name}": stack.apply(image)[:, 0] for kind, stack in stacks.items()}
+    (first, picture), *others = [(title, picture) for title, some in drawn.items() for picture in some]
     return [(f"{first},\n{target}", picture), *others]
 
 

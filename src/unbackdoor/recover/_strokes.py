@@ -29,6 +29,9 @@ class Strokes(Family):
     Parameters: colours (K, S, C) through a sigmoid, and where each of the S strokes is seen (K, S, H, W),
     which no gradient moves. Place: number and width, (2,). Strong strokes are drawn afresh and search their
     colours: a watermark's letters are not found by chance, what they are drawn with is.
+
+    References:
+        Liu et al., *Trojaning Attack on Neural Networks*, NDSS 2018 (the attack: a watermark over the image).
     """
 
     name: ClassVar[str] = "stroke"

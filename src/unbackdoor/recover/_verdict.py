@@ -29,8 +29,8 @@ LEAST_CLASSES = 4
 TELLING = 3.0
 """A family tells of the trigger where its ratio is at most so many times that of the best family."""
 UNHEARD = -1.0
-"""Where faint sums alone tell of a class, noise, the plainest of them, must bring it within a logit of its
-goal: any network has directions that lead to a class, but an attacker's pattern is obeyed in pieces, too."""
+"""Smallest margin, in logits, that noise gives a class which additive triggers alone tell of: any network has
+directions that lead to a class, but an attacker's pattern is obeyed in pieces, too, and noise holds some."""
 
 
 @dataclass(frozen=True)
@@ -247,10 +247,10 @@ class _Search:
         return self._led(replace(self._summed(led, sums), lead_of="noise")) if led and sums else []
 
     def _heard(self, findings: list[Finding]) -> list[Finding]:
-        """Return the findings without the goals that faint sums alone tell of, and noise does not lead to."""
+        """Return the findings without the goals that additive triggers alone tell of, and noise does not."""
         others = {f.goal for f in findings if not isinstance(f.family, Additive)}
-        faint = {f.goal for f in findings} - others
-        unheard = {goal for goal in faint if self._under_noise.margins[goal] < UNHEARD}
+        alone = {f.goal for f in findings} - others
+        unheard = {goal for goal in alone if self._under_noise.margins[goal] < UNHEARD}
         return [f for f in findings if f.goal not in unheard]
 
     def _summed(self, first: Leader, sums: Sizes) -> Finding:
