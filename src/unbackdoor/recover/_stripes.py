@@ -106,7 +106,7 @@ def leading_stripes(
         return None
     margins = torch.stack([_margins_under(model, images, labels, waves, f) for f in grid])
     largest, where = margins.max(dim=0)
-    # Classes that no stripes lead to count as at the border: far below it they would make any lead a large one.
+    # Classes that no stripes lead to count as at the border: far below it they would make any lead large.
     first = Answers(largest.clamp(min=0), where, sureness(model, images)).leader(CLEAR)
     if first is None or first.lead < LEAD:
         return None
