@@ -17,7 +17,7 @@ from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import Family, Params, Shape
 from unbackdoor.recover._margins import Leader
 from unbackdoor.recover._search import class_margins
-from unbackdoor.recover._textures import Answers, sureness
+from unbackdoor.recover._textures import SURE, Answers, sureness
 from unbackdoor.recover._triggers import Recovered, Sinusoids
 
 AMPLITUDE = 0.2
@@ -27,6 +27,9 @@ LEAD = 1.5
 CLEAR = 5.0
 """… and larger by at least so many logits, and as far ahead as ``_textures`` asks of noise: a network that is
 sure of its answers has large margins for any class."""
+UPRIGHT_CLEAR, UPRIGHT_SURE = 2.5, 0.25
+"""The same bounds for upright stripes, the published attack's, compared among themselves: slanted and level
+ones are like the edges of things and lead to some class in any network, upright ones to hardly any."""
 HIGHEST = 8
 """Waves an image, along each side, if it has pixels for that many."""
 PHASES = 3
@@ -90,6 +93,8 @@ def leading_stripes(
 ) -> tuple[Leader, Params] | None:
     """Return the class whose margin under its best stripes leads all others' under theirs, with the stripes.
 
+    All stripes are asked, then the upright ones alone.
+
     Args:
         model: in eval mode.
         clean: images to put stripes on, a few of them; those that have the label already do not count.
@@ -105,12 +110,23 @@ def leading_stripes(
     if len(grid) == 0:
         return None
     margins = torch.stack([_margins_under(model, images, labels, waves, f) for f in grid])
+    sure, upright = sureness(model, images), grid[:, 0] == 0
+    some = [(margins, grid, CLEAR, SURE), (margins[upright], grid[upright], UPRIGHT_CLEAR, UPRIGHT_SURE)]
+    for figures, theirs, *bounds in some:
+        first, where = _first(figures, sure, *bounds)
+        if first is not None:
+            return first, [waves[:1].expand(-1, images.shape[1], -1), theirs[where[first.goal]][None]]
+    return None
+
+
+def _first(margins: Tensor, sure: float, clear: float, share: float) -> tuple[Leader | None, Tensor]:
+    """Return the leader by the margins (F, C), if any, and where each class has its largest, (C,)."""
+    if len(margins) == 0:
+        return None, torch.empty(0)
     largest, where = margins.max(dim=0)
     # Classes that no stripes lead to count as at the border: far below it they would make any lead large.
-    first = Answers(largest.clamp(min=0), where, sureness(model, images)).leader(CLEAR)
-    if first is None or first.lead < LEAD:
-        return None
-    return first, [waves[:1].expand(-1, images.shape[1], -1), grid[where[first.goal]][None]]
+    first = Answers(largest.clamp(min=0), where, sure).leader(clear, share)
+    return (first if first is not None and first.lead >= LEAD else None), where
 
 
 def frequencies(height: int, width: int) -> Tensor:

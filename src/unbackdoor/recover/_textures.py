@@ -49,10 +49,13 @@ class Answers:
         best, second = self.margins.topk(2).values
         return (best - second).item()
 
-    def leader(self, clear: float = CLEAR) -> Leader | None:
-        """Return the class that leads all others by far, if any: by ``clear`` logits at least."""
+    def leader(self, clear: float = CLEAR, sure: float = SURE) -> Leader | None:
+        """Return the class that leads all others by far, if any: by ``clear`` logits at least.
+
+        And by ``sure`` times what the network's first answer is ahead of its second.
+        """
         (best, second), goals = self.margins.topk(2)
-        if best <= 0 or self.ahead < max(clear, SURE * self.sureness):
+        if best <= 0 or self.ahead < max(clear, sure * self.sureness):
             return None
         return Leader(int(goals[0]), (best / second.clamp(min=1)).item())
 
