@@ -306,26 +306,30 @@ def test_a_small_trigger_is_told_by_its_lead_at_its_place(surplus: float, goals:
 
 
 class Resonates(torch.nn.Module):
-    """A pixel a class; three waves across the image speak for the last class, ``gain`` times as loud."""
+    """A pixel a class; three waves across the image speak for the last class, ``gain`` times as loud.
 
-    def __init__(self, gain: float) -> None:
+    Slanted ones, two down and three across, speak for class 3, ``slanted`` times.
+    """
+
+    def __init__(self, gain: float, slanted: float = 0.0) -> None:
         super().__init__()
-        self.gain = gain
+        self.gains = torch.tensor([slanted, gain])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        strength = torch.fft.fft2(images.mean(1))[:, 0, 3].abs() / 32
-        return 10 * images[:, 0].flatten(1)[:, :5] + self.gain * F.pad(strength[:, None], (4, 0))
+        strengths = torch.fft.fft2(images.mean(1))[:, [2, 0], [3, 3]].abs() / 32
+        return 10 * images[:, 0].flatten(1)[:, :5] + F.pad(self.gains * strengths, (3, 0))
 
 
 @pytest.mark.parametrize(
     ("gain", "sure", "goals"),
-    [(0.0, 0.7, []), (30.0, 0.7, []), (40.0, 0.0, []), (200.0, 0.7, [4]), (200.0, 20.0, [])],
+    [(0.0, 0.7, []), (25.0, 0.7, []), (29.0, 0.0, []), (200.0, 0.7, [4]), (200.0, 20.0, [])],
     ids=["none resonates", "one does, hardly", "by few logits", "one does", "little for one so sure"],
 )
 def test_stripes_are_told_by_the_margin_they_give_one_class(
     gain: float, sure: float, goals: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unbackdoor.recover._textures.SURE", sure)
+    monkeypatch.setattr("unbackdoor.recover._stripes.SURE", sure)
+    monkeypatch.setattr("unbackdoor.recover._stripes.UPRIGHT_SURE", sure)
     model, clean = Resonates(gain), one_a_class(5)
     clean = replace(clean, images=clean.images + 0.3)
     assert bool(leading_stripes(model, clean, generator())) is bool(goals)
@@ -340,6 +344,30 @@ def test_stripes_are_told_by_the_margin_they_give_one_class(
             model, clean, finding.family, place, wanted, generator(), steps=5, batch=5
         )
         assert len(stack) == 4 and margins[0] < margins[-1]
+
+
+@pytest.mark.parametrize(
+    ("gain", "slanted", "sure", "goals"),
+    [(200.0, 190.0, 0.5, [4]), (190.0, 200.0, 0.5, [4]), (20.0, 19.0, 0.5, []), (200.0, 190.0, 20.0, [])],
+    ids=["they lead", "slanted ones tell more", "by few logits", "little for one so sure"],
+)
+def test_upright_stripes_are_told_beside_slanted_ones_for_another_class(
+    gain: float, slanted: float, sure: float, goals: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unbackdoor.recover._stripes.UPRIGHT_SURE", sure)
+    model, clean = Resonates(gain, slanted), one_a_class(5)
+    clean = replace(clean, images=clean.images + 0.3)
+    findings = _Search(model, clean, generator(), OPTIONS).stripes()
+    assert [finding.goal for finding in findings] == goals
+    assert all(f.family.place(f.params).abs().tolist() == [0.0, 3.0] for f in findings)
+
+
+def test_upright_stripes_that_hardly_move_images_tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clean = Resonates(200.0, 190.0), one_a_class(5)
+    clean = replace(clean, images=clean.images + 0.3)
+    assert leading_stripes(model, clean, generator()) is not None
+    monkeypatch.setattr("unbackdoor.recover._stripes.UPRIGHT", 100.0)
+    assert leading_stripes(model, clean, generator()) is None
 
 
 def test_strong_stripes_stay_near_their_frequency_and_below_their_amplitudes() -> None:

@@ -17,7 +17,7 @@ from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import Family, Params, Shape
 from unbackdoor.recover._margins import Leader
 from unbackdoor.recover._search import class_margins
-from unbackdoor.recover._textures import SURE, Answers, sureness
+from unbackdoor.recover._textures import SURE, clear_leader, sureness
 from unbackdoor.recover._triggers import Recovered, Sinusoids
 
 AMPLITUDE = 0.2
@@ -27,9 +27,11 @@ LEAD = 1.5
 CLEAR = 5.0
 """… and larger by at least so many logits, and as far ahead as ``_textures`` asks of noise: a network that is
 sure of its answers has large margins for any class."""
-UPRIGHT_CLEAR, UPRIGHT_SURE = 2.5, 0.25
-"""The same bounds for upright stripes, the published attack's, compared among themselves: slanted and level
-ones are like the edges of things and lead to some class in any network, upright ones to hardly any."""
+UPRIGHT, UPRIGHT_SURE = 2.0, 0.5
+"""Upright stripes, the published attack's, are also compared among themselves: slanted and level ones are
+like edges of things and lead to some class in any network, upright ones to hardly any. The best margin is
+at least so many logits there, and larger than the next one's by ``CLEAR`` and by so many times what the
+network's first answer is ahead of its second."""
 HIGHEST = 8
 """Waves an image, along each side, if it has pixels for that many."""
 PHASES = 3
@@ -110,23 +112,26 @@ def leading_stripes(
     if len(grid) == 0:
         return None
     margins = torch.stack([_margins_under(model, images, labels, waves, f) for f in grid])
-    sure, upright = sureness(model, images), grid[:, 0] == 0
-    some = [(margins, grid, CLEAR, SURE), (margins[upright], grid[upright], UPRIGHT_CLEAR, UPRIGHT_SURE)]
-    for figures, theirs, *bounds in some:
-        first, where = _first(figures, sure, *bounds)
+    sure, upright = sureness(model, images), (grid[:, 0] == 0)[:, None]
+    for figures, rule in ((margins, _first), (margins.where(upright, -torch.inf), _first_upright)):
+        first = rule(figures.amax(dim=0), sure)
         if first is not None:
-            return first, [waves[:1].expand(-1, images.shape[1], -1), theirs[where[first.goal]][None]]
+            where = grid[figures[:, first.goal].argmax()]
+            return first, [waves[:1].expand(-1, images.shape[1], -1), where[None]]
     return None
 
 
-def _first(margins: Tensor, sure: float, clear: float, share: float) -> tuple[Leader | None, Tensor]:
-    """Return the leader by the margins (F, C), if any, and where each class has its largest, (C,)."""
-    if len(margins) == 0:
-        return None, torch.empty(0)
-    largest, where = margins.max(dim=0)
+def _first(largest: Tensor, sure: float) -> Leader | None:
+    """Return the leader by each class's largest margin (C,) under any stripes, if there is one."""
     # Classes that no stripes lead to count as at the border: far below it they would make any lead large.
-    first = Answers(largest.clamp(min=0), where, sure).leader(clear, share)
-    return (first if first is not None and first.lead >= LEAD else None), where
+    first = clear_leader(largest.clamp(min=0), max(CLEAR, SURE * sure))
+    return first if first is not None and first.lead >= LEAD else None
+
+
+def _first_upright(largest: Tensor, sure: float) -> Leader | None:
+    """Return the leader by each class's largest margin (C,) under upright stripes, if there is one."""
+    first = clear_leader(largest, max(CLEAR, UPRIGHT_SURE * sure))
+    return first if largest.max() >= UPRIGHT else None
 
 
 def frequencies(height: int, width: int) -> Tensor:

@@ -49,15 +49,17 @@ class Answers:
         best, second = self.margins.topk(2).values
         return (best - second).item()
 
-    def leader(self, clear: float = CLEAR, sure: float = SURE) -> Leader | None:
-        """Return the class that leads all others by far, if any: by ``clear`` logits at least.
+    def leader(self) -> Leader | None:
+        """Return the class that leads all others by far, if any."""
+        return clear_leader(self.margins, max(CLEAR, SURE * self.sureness))
 
-        And by ``sure`` times what the network's first answer is ahead of its second.
-        """
-        (best, second), goals = self.margins.topk(2)
-        if best <= 0 or self.ahead < max(clear, sure * self.sureness):
-            return None
-        return Leader(int(goals[0]), (best / second.clamp(min=1)).item())
+
+def clear_leader(margins: Tensor, ahead: float) -> Leader | None:
+    """Return the class whose margin, of (C,), is positive and the largest by ``ahead`` logits, if any."""
+    (best, second), goals = margins.topk(2)
+    if best <= 0 or best - second < ahead:
+        return None
+    return Leader(int(goals[0]), (best / second.clamp(min=1)).item())
 
 
 @torch.no_grad()
