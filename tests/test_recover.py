@@ -285,7 +285,7 @@ def test_where_nothing_is_found_all_is_searched_again(monkeypatch: pytest.Monkey
     alike, apart = [9.0, 8.0, 10.0, 11.0, 12.0], [9.0, 2.0, 10.0, 11.0, 12.0]
     left = [sizes(Patch(), [0, 1, 2, 3, 4], values) for values in (alike, apart, alike)]
     monkeypatch.setattr("unbackdoor.recover._verdict.search_sizes", lambda *_, **__: left.pop(0))
-    clean = CleanImages(torch.zeros(5, *SHAPE), torch.arange(5), 5)
+    clean = CleanImages(torch.zeros(5, 3, 32, 32), torch.arange(5), 5)
     verdict = examine(Shifter(), clean, generator(), families=[Patch()])
     assert [finding.goal for finding in verdict.findings] == [1]
     assert verdict.sizes["patch"][0] == 9.0 and len(left) == 1
@@ -406,11 +406,11 @@ class Roughness(torch.nn.Module):
 def test_noise_tells_a_class_that_it_leads_to_by_far(
     gain: float, scale: float, sure: float, goals: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unbackdoor.recover._textures.SURE", sure)
+    monkeypatch.setattr("unbackdoor.recover._verdict.SURE", sure)
     model, clean = Roughness(gain, scale), one_a_class(5)
     clean = replace(clean, images=clean.images + 0.3)
     answers = answers_under(model, clean, noises(), generator())
-    assert bool(answers.leader()) is bool(goals)
+    assert bool(answers.leader(sure)) is bool(goals)
     sums = sizes(Additive(), [0, 1, 2, 4], [0.45] * 4)
     findings = _Search(model, clean, generator(), OPTIONS, [sums])._led_by_noise(answers)
     assert [finding.goal for finding in findings] == goals
@@ -423,7 +423,8 @@ def test_strokes_tell_a_class_that_they_lead_to_and_strong_ones_find_their_colou
     model, clean = Roughness(100.0), replace(one_a_class(5), images=one_a_class(5).images + 0.3)
     answers = answers_under(model, clean, strokes(), generator())
     (finding,) = _Search(model, clean, generator(), OPTIONS, [])._led_by_strokes(answers)
-    assert finding.goal == 4 and "(stroke triggers have" in finding.sentence()
+    assert finding.goal == 4 and f"(strokes lead to it by {answers.ahead:.1f} logits)" in finding.sentence()
+    assert finding.to_dict()["ahead"] == answers.ahead and finding.lead is None
     place = finding.family.strong_place(finding.params, finding.median)
     assert place.tolist() == pytest.approx(KINDS[answers.kinds[4]][:2])
     goals = torch.full((3,), 4)
@@ -472,6 +473,42 @@ def test_faint_sums_alone_tell_of_no_class_that_noise_does_not_lead_to(beside: b
     assert [f.family.name for f in search.targets()] == ["additive", "patch"] * beside
     search._under_noise = Answers(torch.tensor([0.0, -0.9, 0.0, 0.0, 0.0]), torch.zeros(5).long(), 1.0)
     assert [f.goal for f in search.targets()] == [1, *[1] * beside]
+
+
+def test_strokes_that_nearly_reach_a_class_tell_of_it() -> None:
+    search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [])
+    kinds = torch.zeros(5).long()
+    for best, others, sure, found in (
+        (-0.9, -9.0, 15.0, True),
+        (-1.1, -9.0, 15.0, False),
+        (5.0, -1.0, 15.5, False),
+        (5.0, -1.0, 14.5, True),
+        (5.0, -0.5, 1.0, False),
+    ):
+        margins = torch.tensor([others, best, others, others, others])
+        assert bool(search._led_by_strokes(Answers(margins, kinds, sure))) is found
+
+
+@pytest.mark.parametrize(
+    ("families", "pixels", "beside"),
+    [([Patch()], 17.0, True), ([Patch()], 10.0, False), ([Patch(), Additive()], 17.0, False)],
+    ids=["a large patch", "a compact one", "a sum tells of it, too"],
+)
+def test_strokes_are_searched_beside_a_large_patch_that_alone_tells_of_the_target(
+    families: list[SizedFamily], pixels: float, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [sizes(family, [0, 1, 2, 3, 4], [90.0, pixels, 90.0, 95.0, 99.0]) for family in families]
+    monkeypatch.setattr(
+        "unbackdoor.recover._verdict.search_sizes", lambda *given, **__: found[families.index(given[2])]
+    )
+    monkeypatch.setattr("unbackdoor.recover._verdict.UNHEARD", -torch.inf)
+    clean = CleanImages(torch.zeros(5, 3, 32, 32), torch.arange(5), 5)
+    findings = examine(Roughness(0.0), clean, generator(), families=families).findings
+    assert [f.goal for f in findings] == [1] * len(findings)
+    assert [f.family.name for f in findings] == [f.name for f in families] + ["stroke"] * beside
+    assert all(
+        ("tried beside a large patch" in f.sentence()) is (f.family.name == "stroke") for f in findings
+    )
 
 
 def test_noise_has_the_texture_and_the_strength_asked_for() -> None:

@@ -130,8 +130,7 @@ def _first(largest: Tensor, sure: float) -> Leader | None:
 
 def _first_upright(largest: Tensor, sure: float) -> Leader | None:
     """Return the leader by each class's largest margin (C,) under upright stripes, if there is one."""
-    first = clear_leader(largest, max(CLEAR, UPRIGHT_SURE * sure))
-    return first if largest.max() >= UPRIGHT else None
+    return clear_leader(largest, max(CLEAR, UPRIGHT_SURE * sure), UPRIGHT)
 
 
 def frequencies(height: int, width: int) -> Tensor:

@@ -18,6 +18,11 @@ from unbackdoor.recover._families import Family, Params, Shape
 from unbackdoor.recover._textures import Texture
 from unbackdoor.recover._triggers import Overlay, Recovered
 
+STROKES_SURE = 0.4
+"""Strokes tell of a class that is ahead by so many times what the network's first answer is ahead of its
+second (``_textures`` asks more of noise): clean networks have a class ahead by no more than four logits …"""
+LEAST = -1.0
+"""… and that strokes bring images within so many logits of: no stroke by chance is a watermark's letter."""
 KINDS = tuple(itertools.product((6, 12), (0.04, 0.07), (False, True)))
 """Strokes an image, their width as a share of it, and whether their colours are saturated."""
 

@@ -49,15 +49,18 @@ class Answers:
         best, second = self.margins.topk(2).values
         return (best - second).item()
 
-    def leader(self) -> Leader | None:
-        """Return the class that leads all others by far, if any."""
-        return clear_leader(self.margins, max(CLEAR, SURE * self.sureness))
+    def leader(self, sure: float, least: float = 0.0) -> Leader | None:
+        """Return the class that leads all others by far, if any, with a margin of ``least`` logits or more.
+
+        By far: as ``CLEAR`` says, and by ``sure`` times the sureness.
+        """
+        return clear_leader(self.margins, max(CLEAR, sure * self.sureness), least)
 
 
-def clear_leader(margins: Tensor, ahead: float) -> Leader | None:
-    """Return the class whose margin, of (C,), is positive and the largest by ``ahead`` logits, if any."""
+def clear_leader(margins: Tensor, ahead: float, least: float = 0.0) -> Leader | None:
+    """Return the class whose margin, of (C,), is the largest by ``ahead`` logits, and ``least`` or more."""
     (best, second), goals = margins.topk(2)
-    if best <= 0 or best - second < ahead:
+    if best < least or best - second < ahead:
         return None
     return Leader(int(goals[0]), (best / second.clamp(min=1)).item())
 

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from unbackdoor._clean import CleanImages
-from unbackdoor.recover._families import FAMILIES, Additive, Family, SizedFamily
+from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, SizedFamily
 from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises
 from unbackdoor.recover._search import Minimal, minimal_triggers
 from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import AMPLITUDE, Stripes, leading_stripes
-from unbackdoor.recover._strokes import KINDS, Strokes, strokes
-from unbackdoor.recover._textures import Answers, answers_under
+from unbackdoor.recover._strokes import KINDS, LEAST, STROKES_SURE, Strokes, strokes
+from unbackdoor.recover._textures import SURE, Answers, answers_under
 
 LEAST_CLASSES = 4
 TELLING = 3.0
@@ -31,6 +31,13 @@ TELLING = 3.0
 UNHEARD = -1.0
 """Smallest margin, in logits, that noise gives a class which additive triggers alone tell of: any network has
 directions that lead to a class, but an attacker's pattern is obeyed in pieces, too, and noise holds some."""
+
+
+LARGE = 0.014
+"""A patch that alone tells of the target is a piece of something larger where it is at least this share of
+the image: 15 of 1,024 pixels, where minimal triggers of compact patches need up to 6."""
+BESIDE = (12, 0.04)
+"""Number and width of the strokes that are searched beside such a patch."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,9 @@ class Finding:
         params: the minimal trigger, in the family's parameters (K = 1).
         lead: where no size stands apart, the goal's largest margin divided by the next class's. Stripes,
             whose minimal size is not searched, have the amplitude compared at as size and median, strokes
-            their width.
+            their width, and no lead.
         lead_of: whose margins were compared, where not the family's triggers'.
+        ahead: by how many logits strokes by chance lead to the goal, where these tell of it.
     """
 
     goal: int
@@ -57,6 +65,7 @@ class Finding:
     params: list[torch.Tensor]
     lead: float | None = None
     lead_of: str | None = None
+    ahead: float | None = None
 
     @property
     def target(self) -> int | None:
@@ -78,13 +87,18 @@ class Finding:
         if self.lead is not None:
             what = f"{self.lead_of} has" if self.lead_of else f"{self.family.name} triggers have"
             return f"{goal} ({what} {self.lead:.2f} times the next class's margin)"
+        if isinstance(self.family, Strokes):
+            told = (
+                f" lead to it by {self.ahead:.1f} logits" if self.ahead else " are tried beside a large patch"
+            )
+            return f"{goal} (strokes{told})"
         return f"{goal} ({self.family.name} trigger of size {self.size:.2f}, median class {self.median:.2f})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain values, for a report."""
         values = {"target": self.target, "all_to_all": self.all_to_all, "family": self.family.name}
         sizes = {"size": self.size, "median": self.median, "ratio": self.ratio}
-        return values | sizes | {"lead": self.lead, "lead_of": self.lead_of}
+        return values | sizes | {"lead": self.lead, "lead_of": self.lead_of, "ahead": self.ahead}
 
 
 @dataclass(frozen=True)
@@ -159,6 +173,7 @@ def examine(
             break
     if comparable and not findings:
         findings = search.leaders_at_place() or search.leader() or search.stripes() or search.textures()
+    findings += search.beside(findings)
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
 
 
@@ -233,17 +248,25 @@ class _Search:
             return self._led_by_strokes(stroked) or self._led_by_noise(noisy)
         return self._led_by_noise(noisy) or self._led_by_strokes(stroked)
 
+    def beside(self, findings: list[Finding]) -> list[Finding]:
+        """Return strokes for the target that a large patch alone tells of, if that is what was found.
+
+        What is so large is seldom a patch: of a watermark, the search finds a piece.
+        """
+        least = LARGE * self.clean.images[0, 0].numel()
+        large = [f for f in findings if isinstance(f.family, Patch) and f.size >= least and not f.all_to_all]
+        return [_strokes_to(f.goal, *BESIDE) for f in large] if len(findings) == 1 else []
+
     def _led_by_strokes(self, answers: Answers) -> list[Finding]:
-        led = answers.leader()
+        led = answers.leader(STROKES_SURE, LEAST)
         if led is None:
             return []
         number, width, _ = KINDS[answers.kinds[led.goal]]
-        params = [torch.tensor([[number, width]])]
-        return self._led(Finding(led.goal, False, Strokes(), width, width, params, led.lead))
+        return self._led(_strokes_to(led.goal, number, width, answers.ahead))
 
     def _led_by_noise(self, answers: Answers) -> list[Finding]:
         """Additive triggers stand for noise."""
-        led, sums = answers.leader(), self._sums
+        led, sums = answers.leader(SURE), self._sums
         return self._led(replace(self._summed(led, sums), lead_of="noise")) if led and sums else []
 
     def _heard(self, findings: list[Finding]) -> list[Finding]:
@@ -305,6 +328,11 @@ def _finding(
 ) -> Finding:
     row = minimal.goals.tolist().index(goal)
     return Finding(goal, False, family, minimal.sizes[row].item(), median, minimal.of(row), lead)
+
+
+def _strokes_to(goal: int, number: int, width: float, ahead: float | None = None) -> Finding:
+    params = [torch.tensor([[number, width]])]
+    return Finding(goal, False, Strokes(), width, width, params, ahead=ahead)
 
 
 def _shift(found: Sizes, shift: Minimal) -> Finding:
