@@ -28,7 +28,7 @@ from unbackdoor.recover._margins import leader
 from unbackdoor.recover._noise import noises, noisy
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes, search_sizes
-from unbackdoor.recover._stripes import leading_stripes
+from unbackdoor.recover._stripes import _first_upright, leading_stripes
 from unbackdoor.recover._strokes import KINDS, draw_strokes, stroked, strokes
 from unbackdoor.recover._textures import Answers, answers_under
 from unbackdoor.recover._triggers import _cubic, _spread
@@ -368,6 +368,13 @@ def test_upright_stripes_that_hardly_move_images_tell_nothing(monkeypatch: pytes
     assert leading_stripes(model, clean, generator()) is not None
     monkeypatch.setattr("unbackdoor.recover._stripes.UPRIGHT", 100.0)
     assert leading_stripes(model, clean, generator()) is None
+
+
+@pytest.mark.parametrize(("next_best", "found"), [(-2.0, False), (-3.0, True)])
+def test_upright_stripes_lead_by_some_logits_however_unsure_the_network_is(
+    next_best: float, found: bool
+) -> None:
+    assert bool(_first_upright(torch.tensor([2.5, next_best, -9.0]), sure=0.1)) is found
 
 
 def test_strong_stripes_stay_near_their_frequency_and_below_their_amplitudes() -> None:
