@@ -13,8 +13,8 @@ its clean answer, in closed form. The package's default.
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
-            and, while f' agrees with f on nearly all varied clean images (a few less where triggers move many
-            images yet), two logits less than that
+            and, while f' agrees with f on nearly all varied clean images (a few less after a first round that
+            left triggers to move many), two logits less than that
             (all-to-all: when their success is a tenth of the first ones'); where triggers were weak from the
             start, as those for all-to-all, not before the second round, if the first cost next to nothing
         else κ ← 2.5κ
@@ -90,7 +90,7 @@ class Restore(Method):
             that they moved.
         clearance: the margin must be lower by so many logits …
         agreement_ample: … while the network agrees with the original on this share of varied clean images …
-        success_left: … or while fresh triggers move more than this share of images …
+        success_left: … or, after the first round, while fresh triggers move more than this share of images …
         agreement_fair: … and it agrees on this share, all in [0, 1].
         weak: where the mean margin is no larger in the beginning, in logits, and for all-to-all, the first
             round is not the last …
@@ -198,17 +198,18 @@ class Restore(Method):
         Their largest margin says so; for all-to-all, where it is small from the start, their success does.
         Where triggers were weak from the start, failing says little of the attacker's: a first round that
         cost next to nothing is followed by a second, and they must fail clearly as long as the network agrees
-        with the original on nearly all images, or, where they move many images yet, on few less.
+        with the original on nearly all images, or, where they move many images after the first, on few less.
         """
         first, last = told[0], told[-1]
         strongest = max(first["margins"])
         weak = all_to_all or strongest <= self.weak
-        if weak and len(told) == 2 and last["agreement"] >= self.agreement_free:
+        once = len(told) == 2
+        if weak and once and last["agreement"] >= self.agreement_free:
             return False
         if all_to_all or strongest <= 0:
             return last["success"] <= self.success_share * first["success"]
         beyond = self.margin_share * strongest - max(last["margins"])
-        bound = self.agreement_fair if last["success"] > self.success_left else self.agreement_ample
+        bound = self.agreement_fair if once and last["success"] > self.success_left else self.agreement_ample
         clearly = last["agreement"] >= bound
         return beyond >= (self.clearance if clearly else 0)
 
