@@ -20,7 +20,7 @@ from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, Size
 from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises
 from unbackdoor.recover._search import Minimal, minimal_triggers
-from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
+from unbackdoor.recover._sizes import SMALL, Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import AMPLITUDE, Stripes, leading_stripes
 from unbackdoor.recover._strokes import KINDS, LEAST, STROKES_SURE, Strokes, strokes
 from unbackdoor.recover._textures import SURE, Answers, answers_under
@@ -202,9 +202,14 @@ class _Search:
             tell(done, len(families))
 
     def targets(self) -> list[Finding]:
-        """Return the findings of the classes that stand apart in any family."""
+        """Return the findings of the classes that stand apart in any family.
+
+        A large patch that alone tells of a class has to be small as if all classes had been searched to the
+        end: a clean network of many classes has one that a large patch reaches somewhat sooner, now and then.
+        """
         apart = {goal for found in self.found for goal in found.apart()}
-        return self._heard(_telling(_single(self.found, apart)))
+        findings = self._heard(_telling(_single(self.found, apart)))
+        return [] if self._large_alone(findings) and findings[0].ratio > SMALL else findings
 
     def all_to_all(self) -> list[Finding]:
         """Search all-to-all in every family and return its findings."""
@@ -253,9 +258,13 @@ class _Search:
 
         What is so large is seldom a patch: of a watermark, the search finds a piece.
         """
+        return [_strokes_to(findings[0].goal, *BESIDE)] if self._large_alone(findings) else []
+
+    def _large_alone(self, findings: list[Finding]) -> bool:
+        """Tell whether all that was found is a patch of many pixels, to one class."""
         least = LARGE * self.clean.images[0, 0].numel()
         large = [f for f in findings if isinstance(f.family, Patch) and f.size >= least and not f.all_to_all]
-        return [_strokes_to(f.goal, *BESIDE) for f in large] if len(findings) == 1 else []
+        return len(findings) == len(large) == 1
 
     def _led_by_strokes(self, answers: Answers) -> list[Finding]:
         led = answers.leader(STROKES_SURE, LEAST)
