@@ -516,6 +516,24 @@ def test_strokes_are_searched_beside_a_large_patch_that_alone_tells_of_the_targe
     assert all(
         ("tried beside a large patch" in f.sentence()) is (f.family.name == "stroke") for f in findings
     )
+    shifted = replace(findings[0], all_to_all=True)
+    assert not _Search(Roughness(0.0), clean, generator(), OPTIONS).beside([shifted])
+
+
+@pytest.mark.parametrize(
+    ("families", "pixels", "goals"),
+    [([Patch()], 48.0, []), ([Patch()], 44.0, [1]), ([Patch(), Additive()], 48.0, [1, 1])],
+    ids=["a large patch", "one clearly small beside others", "a sum tells of it, too"],
+)
+def test_a_large_patch_that_alone_tells_of_a_class_has_to_be_clearly_small(
+    families: list[SizedFamily], pixels: float, goals: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unbackdoor.recover._verdict.UNHEARD", -torch.inf)
+    values = [99.0, pixels, 100.0, 110.0, 120.0]
+    found = [replace(sizes(f, [0, 1, 2, 3, 4], values), num_classes=43) for f in families]
+    clean = CleanImages(torch.zeros(5, 3, 32, 32), torch.arange(5), 5)
+    assert all(each.apart() == [1] for each in found)
+    assert [f.goal for f in _Search(Roughness(0.0), clean, generator(), OPTIONS, found).targets()] == goals
 
 
 def test_noise_has_the_texture_and_the_strength_asked_for() -> None:
