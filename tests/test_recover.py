@@ -14,6 +14,7 @@ from unbackdoor.recover import (
     Additive,
     Displacement,
     Minimal,
+    Natural,
     Overlay,
     Patch,
     SizedFamily,
@@ -79,7 +80,17 @@ def test_smooth_triggers_have_the_norm_of_their_coefficients_and_fit_small_image
     assert family.decode(params).apply(torch.zeros(1, 3, 2, 5)).shape == (2, 1, 3, 2, 5)
 
 
-@pytest.mark.parametrize("family", [Additive(), Smooth(), Warp()], ids=lambda family: family.name)
+def test_natural_triggers_fall_as_one_over_the_frequency_beyond_the_bend() -> None:
+    family = Natural(cutoff=8, bend=3.0)
+    grey = torch.full((1, 3, 32, 32), 0.5)
+    change = family.decode([torch.full((1, 3, 8, 8), 0.01)]).apply(grey)[0, 0] - grey[0]
+    spectrum = dct_basis(32) @ change[0] @ dct_basis(32).T
+    assert spectrum[:3, 0].tolist() == pytest.approx([0.01] * 3, abs=1e-5)
+    assert [spectrum[6, 0].item(), spectrum[3, 4].item()] == pytest.approx([0.005, 0.006], abs=1e-5)
+    assert spectrum[8:].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("family", [Additive(), Smooth(), Natural(), Warp()], ids=lambda family: family.name)
 def test_strong_triggers_stay_in_the_ball(family: Additive | Smooth | Warp) -> None:
     small = family.start(1, SHAPE, generator())
     place = family.place(small)
@@ -518,6 +529,17 @@ def test_strokes_are_searched_beside_a_large_patch_that_alone_tells_of_the_targe
     )
     shifted = replace(findings[0], all_to_all=True)
     assert not _Search(Roughness(0.0), clean, generator(), OPTIONS).beside([shifted])
+
+
+def test_sums_like_pictures_are_searched_beside_smooth_ones_in_a_ball_of_the_same_size() -> None:
+    search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [])
+    found = sizes(Smooth(), [0, 1, 2, 3, 4], [9.0, 2.0, 9.0, 9.0, 9.0])
+    smooth = _single([found], {1})[0]
+    (natural,) = search.beside([smooth])
+    assert (natural.goal, natural.family, natural.strong_place) == (1, Natural(), smooth.strong_place)
+    assert "tried beside smooth" in natural.sentence()
+    assert "tried beside" not in smooth.sentence()
+    assert not search.beside([replace(smooth, family=Additive())])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, rest
 from unbackdoor.methods import Restore
 from unbackdoor.methods._base import Session
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
-from unbackdoor.methods.restore import BY_CHANCE, half_of
+from unbackdoor.methods.restore import BY_CHANCE, _Repair, half_of
 from unbackdoor.recover import Additive, Finding, Patch, SizedFamily, Warp
 
 CLASSES = 6
@@ -158,10 +158,54 @@ def test_rounds_end_when_fresh_triggers_lost_their_force(
     margins: list[list[float]], success: list[float], agreement: float, all_to_all: bool, done: bool
 ) -> None:
     told = [
-        {"margins": m, "success": s, "agreement": agreement} for m, s in zip(margins, success, strict=True)
+        {"margins": m, "success": s, "agreement": agreement, "noise": None}
+        for m, s in zip(margins, success, strict=True)
     ]
     method = Restore(margin_share=0.1, success_share=0.5, clearance=2.0, agreement_ample=0.95)
     assert method.done(told, all_to_all) is done
+
+
+@pytest.mark.parametrize(
+    ("led", "leads", "agreement", "done"),
+    [(14.0, -4.0, 0.94, True), (14.0, 1.0, 0.94, False), (5.0, -4.0, 0.94, False), (14.0, -4.0, 0.96, False)],
+    ids=["noise leads elsewhere", "it leads there yet", "it never did by far", "another round is cheap"],
+)
+def test_rounds_end_where_noise_told_of_the_target_and_no_longer_does(
+    led: float, leads: float, agreement: float, done: bool
+) -> None:
+    first = {"margins": [11.0], "success": 1.0, "agreement": 1.0, "noise": led}
+    last = {"margins": [4.0], "success": 1.0, "agreement": agreement, "noise": leads}
+    assert Restore().done([first, last], all_to_all=False) is done
+
+
+class Reddened(nn.Module):
+    """Answers the class in the first channel's first pixel, and class 2 by its logit where red is noisy."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rough = (images[:, 0, 1:] - images[:, 0, :-1]).abs().mean((1, 2))
+        return torch.stack([rough * 0, rough * 0 + 1, 100 * rough], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("families", "goal", "asked"),
+    [([Additive()], 2, True), ([Additive(), Patch()], 2, False), ([Additive()], 3, False)],
+    ids=["sums alone", "a patch beside", "all-to-all"],
+)
+def test_noise_is_asked_after_each_round_where_sums_alone_tell_of_a_target(
+    families: list[SizedFamily], goal: int, asked: bool
+) -> None:
+    images = torch.full((6, 3, 12, 12), 0.5)
+    clean = CleanImages(images, torch.arange(6) % 3, 3, 0.0)
+    findings = tuple(
+        Finding(goal, goal == 3, f, 1.0, 2.0, f.start(1, (3, 12, 12), generator(0))) for f in families
+    )
+    model, session = Reddened(), Session(generator(0))
+    repair = _Repair(Restore(), model, model, [], clean, findings, session, images)
+    state = session.generator.get_state()
+    lead = repair.lead_of_noise()
+    assert (lead is not None) is asked
+    assert lead is None or lead > 5
+    assert torch.equal(session.generator.get_state(), state)
 
 
 def test_clean_rows_get_warps_by_chance_on_half_of_the_images_and_other_families_none() -> None:

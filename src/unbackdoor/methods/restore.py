@@ -16,7 +16,8 @@ its clean answer, in closed form. The package's default.
             and, while f' agrees with f on nearly all varied clean images (a few less after a first round that
             left triggers to move many), two logits less than that
             (all-to-all: when their success is a tenth of the first ones'); where triggers were weak from the
-            start, as those for all-to-all, not before the second round, if the first cost next to nothing
+            start, as those for all-to-all, not before the second round, if the first cost next to nothing;
+            where sums alone tell of t and noise led there by far: when it leads elsewhere, and f' agrees less
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
 
@@ -66,7 +67,17 @@ from unbackdoor._errors import require
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods._base import Method, Session
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
-from unbackdoor.recover import Finding, Recovered, apply_random, examine, strengthen
+from unbackdoor.recover import (
+    CLEAR,
+    Additive,
+    Finding,
+    Recovered,
+    answers_under,
+    apply_random,
+    examine,
+    noises,
+    strengthen,
+)
 
 TOGETHER = 4
 """Layers whose rows in the original network are held at once: those of all would fill the memory."""
@@ -199,8 +210,11 @@ class Restore(Method):
         Where triggers were weak from the start, failing says little of the attacker's: a first round that
         cost next to nothing is followed by a second, and they must fail clearly as long as the network agrees
         with the original on nearly all images, or, where they move many images after the first, on few less.
+        Where noise tells of the target, noise tells of the end.
         """
         first, last = told[0], told[-1]
+        if self._silenced(first, last):
+            return True
         strongest = max(first["margins"])
         weak = all_to_all or strongest <= self.weak
         once = len(told) == 2
@@ -212,6 +226,16 @@ class Restore(Method):
         bound = self.agreement_fair if once and last["success"] > self.success_left else self.agreement_ample
         clearly = last["agreement"] >= bound
         return beyond >= (self.clearance if clearly else 0)
+
+    def _silenced(self, first: dict[str, Any], last: dict[str, Any]) -> bool:
+        """Tell whether noise, which led to the target by far, leads elsewhere, and rounds have their price.
+
+        A network that was taught to obey noise takes other noise for it. Fresh sums are adversarial in so
+        ample a budget and go on to succeed, whatever is left of the attacker's.
+        """
+        if first["noise"] is None or first["noise"] < CLEAR:
+            return False
+        return last["noise"] < 0 and last["agreement"] < self.agreement_ample
 
     def recover(
         self, model: nn.Module, clean: CleanImages, findings: tuple[Finding, ...], session: Session
@@ -311,7 +335,16 @@ class _Repair:
         fresh, margins, success = self.method.recover(self.model, self.clean, self.findings, self.session)
         share = agreement(self.model, self.original, self.probes)
         self.pool += fresh
-        self.told.append({"margins": margins, "success": success, "agreement": share})
+        told = {"margins": margins, "success": success, "agreement": share, "noise": self.lead_of_noise()}
+        self.told.append(told)
+
+    def lead_of_noise(self) -> float | None:
+        """By how many logits noise leads to the target, where sums alone tell of it; ``None`` elsewhere."""
+        if not all(isinstance(f.family, Additive) and f.target is not None for f in self.findings):
+            return None
+        # Of a copy, so that what is searched next does not hang on whether this was asked.
+        copied = torch.Generator().set_state(self.session.generator.get_state())
+        return answers_under(self.model, self.clean, noises(), copied).lead_of(self.findings[0].goal)
 
     def attempt(self, number: int) -> bool:
         """Restore with the weight of round ``number`` and look; tell whether another round is worth it."""

@@ -1,19 +1,32 @@
 """Trigger recovery: which target, how small a trigger, how strong can it get. Knows nothing of methods."""
 
-from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, SizedFamily, Smooth, Warp
+from unbackdoor.recover._families import (
+    FAMILIES,
+    Additive,
+    Family,
+    Natural,
+    Patch,
+    SizedFamily,
+    Smooth,
+    Warp,
+)
+from unbackdoor.recover._noise import noises
 from unbackdoor.recover._search import Minimal, minimal_triggers, strengthen
 from unbackdoor.recover._stripes import Stripes
 from unbackdoor.recover._strokes import Strokes
+from unbackdoor.recover._textures import CLEAR, answers_under
 from unbackdoor.recover._triggers import Displacement, Overlay, Recovered, Sinusoids, Waves, apply_random
 from unbackdoor.recover._verdict import Finding, Verdict, examine
 
 __all__ = [
+    "CLEAR",
     "FAMILIES",
     "Additive",
     "Displacement",
     "Family",
     "Finding",
     "Minimal",
+    "Natural",
     "Overlay",
     "Patch",
     "Recovered",
@@ -25,8 +38,10 @@ __all__ = [
     "Verdict",
     "Warp",
     "Waves",
+    "answers_under",
     "apply_random",
     "examine",
     "minimal_triggers",
+    "noises",
     "strengthen",
 ]

@@ -49,6 +49,11 @@ class Answers:
         best, second = self.margins.topk(2).values
         return (best - second).item()
 
+    def lead_of(self, goal: int) -> float:
+        """By how much a class's margin is larger than any other's, in logits; negative if it is not."""
+        others = self.margins.index_fill(0, torch.tensor([goal]).to(self.margins.device), -torch.inf)
+        return (self.margins[goal] - others.max()).item()
+
     def leader(self, sure: float, least: float = 0.0) -> Leader | None:
         """Return the class that leads all others by far, if any, with a margin of ``least`` logits or more.
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from unbackdoor._clean import CleanImages
-from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, SizedFamily
+from unbackdoor.recover._families import FAMILIES, Additive, Family, Natural, Patch, SizedFamily, Smooth
 from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises
 from unbackdoor.recover._search import Minimal, minimal_triggers
@@ -84,6 +84,8 @@ class Finding:
     def sentence(self) -> str:
         """Return the finding in words."""
         goal = "every class to the next one" if self.all_to_all else f"class {self.goal}"
+        if isinstance(self.family, Natural):
+            return f"{goal} (sums like pictures are tried beside smooth ones)"
         if self.lead is not None:
             what = f"{self.lead_of} has" if self.lead_of else f"{self.family.name} triggers have"
             return f"{goal} ({what} {self.lead:.2f} times the next class's margin)"
@@ -254,11 +256,13 @@ class _Search:
         return self._led_by_noise(noisy) or self._led_by_strokes(stroked)
 
     def beside(self, findings: list[Finding]) -> list[Finding]:
-        """Return strokes for the target that a large patch alone tells of, if that is what was found.
+        """Return what is tried for the same target beside what was found, as that is seldom the whole.
 
-        What is so large is seldom a patch: of a watermark, the search finds a piece.
+        Strokes where a large patch alone tells of it: of a watermark, the search finds a piece. Sums with the
+        spectrum of pictures where smooth ones do: of a picture, they are what is not edges.
         """
-        return [_strokes_to(findings[0].goal, *BESIDE)] if self._large_alone(findings) else []
+        strokes = [_strokes_to(findings[0].goal, *BESIDE)] if self._large_alone(findings) else []
+        return strokes + [replace(f, family=Natural()) for f in findings if isinstance(f.family, Smooth)]
 
     def _large_alone(self, findings: list[Finding]) -> bool:
         """Tell whether all that was found is a patch of many pixels, to one class."""
