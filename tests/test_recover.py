@@ -543,6 +543,32 @@ def test_sums_like_pictures_are_searched_beside_smooth_ones_in_a_ball_of_the_sam
 
 
 @pytest.mark.parametrize(
+    ("pixels", "norm", "kept"),
+    [
+        (30.0, 20.0, ["smooth", "natural"]),
+        (20.0, 30.0, ["patch", "smooth", "natural"]),
+        (30.0, 90.0, ["patch"]),
+    ],
+    ids=["smooth sooner", "a patch sooner", "no smooth one"],
+)
+def test_patches_do_not_stand_in_for_what_is_smooth(
+    pixels: float, norm: float, kept: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families = [Patch(), Smooth()]
+    found = [
+        sizes(f, [0, 1, 2, 3, 4], [90.0, size, 90.0, 95.0, 99.0])
+        for f, size in zip(families, (pixels, norm), strict=True)
+    ]
+    monkeypatch.setattr(
+        "unbackdoor.recover._verdict.search_sizes", lambda *given, **__: found[families.index(given[2])]
+    )
+    monkeypatch.setattr("unbackdoor.recover._verdict.LARGE", 1.0)
+    verdict = examine(Roughness(0.0), one_a_class(5), generator(), families=families)
+    assert [f.family.name for f in verdict.findings] == kept
+    assert {f.goal for f in verdict.findings} == {1}
+
+
+@pytest.mark.parametrize(
     ("families", "pixels", "goals"),
     [([Patch()], 48.0, []), ([Patch()], 44.0, [1]), ([Patch(), Additive()], 48.0, [1, 1])],
     ids=["a large patch", "one clearly small beside others", "a sum tells of it, too"],

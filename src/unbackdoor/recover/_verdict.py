@@ -175,6 +175,7 @@ def examine(
             break
     if comparable and not findings:
         findings = search.leaders_at_place() or search.leader() or search.stripes() or search.textures()
+    findings = _without_stand_ins(findings)
     findings += search.beside(findings)
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
 
@@ -325,6 +326,18 @@ def _telling(findings: list[Finding]) -> list[Finding]:
     """
     best = {goal: min(f.ratio for f in findings if f.goal == goal) for goal in {f.goal for f in findings}}
     return [finding for finding in findings if finding.ratio <= TELLING * best[finding.goal]]
+
+
+def _without_stand_ins(findings: list[Finding]) -> list[Finding]:
+    """Return the findings without patches to a goal that smooth triggers reach sooner, by their ratios.
+
+    What covers the image smoothly is no patch. Patches that follow it are adversarial: they go on to succeed,
+    and the rounds that this makes cost accuracy.
+    """
+    smooth = {f.goal: f.ratio for f in findings if isinstance(f.family, Smooth)}
+    return [
+        f for f in findings if not isinstance(f.family, Patch) or f.ratio <= smooth.get(f.goal, torch.inf)
+    ]
 
 
 def _single(searched: Sequence[Sizes], targets: set[int]) -> list[Finding]:
