@@ -22,7 +22,7 @@ from unbackdoor.bench.grid_file import victims_of
 from unbackdoor.bench.plots import pyplot
 from unbackdoor.bench.victims import load_victim
 from unbackdoor.methods.restore import Restore
-from unbackdoor.recover import Finding, SizedFamily, examine, strengthen
+from unbackdoor.recover import FAMILIES, Finding, examine, strengthen
 
 ROOT = Path(__file__).parents[1]
 STRONG = 3
@@ -78,7 +78,7 @@ def recovered(
     sizes = {"steps": Restore.strong_steps, "batch": Restore.search_batch}
     strong, _, _ = strengthen(model, clean, family, place, goals, generator, **sizes)
     stacks = {"strong": strong}
-    if isinstance(family, SizedFamily):
+    if family in FAMILIES:
         stacks = {"minimal": family.decode(finding.params), **stacks}
     target = "all-to-all" if finding.all_to_all else f"to {finding.goal}"
     drawn = {f"{kind} {family.name}": stack.apply(image)[:, 0] for kind, stack in stacks.items()}
