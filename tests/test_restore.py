@@ -200,12 +200,15 @@ def test_noise_is_asked_after_each_round_where_sums_alone_tell_of_a_target(
         Finding(goal, goal == 3, f, 1.0, 2.0, f.start(1, (3, 12, 12), generator(0))) for f in families
     )
     model, session = Reddened(), Session(generator(0))
-    repair = _Repair(Restore(), model, model, [], clean, findings, session, images)
+    method = Restore(strong_steps=1, strong_count=2)
+    repair = _Repair(method, model, model, [], clean, findings, session, images)
     state = session.generator.get_state()
     lead = repair.lead_of_noise()
     assert (lead is not None) is asked
     assert lead is None or lead > 5
     assert torch.equal(session.generator.get_state(), state)
+    repair.look()
+    assert (repair.told[0]["noise"] is not None) is asked
 
 
 def test_clean_rows_get_warps_by_chance_on_half_of_the_images_and_other_families_none() -> None:
