@@ -52,7 +52,7 @@ class Finding:
         params: the minimal trigger, in the family's parameters (K = 1).
         lead: where no size stands apart, the goal's largest margin divided by the next class's. Stripes,
             whose minimal size is not searched, have the amplitude compared at as size and median, strokes
-            their width, and no lead.
+            their width, and no lead; sums like pictures have all from the smooth trigger they stand beside.
         lead_of: whose margins were compared, where not the family's triggers'.
         ahead: by how many logits strokes by chance lead to the goal, where these tell of it.
     """
