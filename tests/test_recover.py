@@ -25,7 +25,7 @@ from unbackdoor.recover import (
     apply_random,
     strengthen,
 )
-from unbackdoor.recover._margins import leader
+from unbackdoor.recover._margins import Leader, leader
 from unbackdoor.recover._noise import noises, noisy
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes, search_sizes
@@ -582,6 +582,36 @@ def test_a_large_patch_that_alone_tells_of_a_class_has_to_be_clearly_small(
     clean = CleanImages(torch.zeros(5, 3, 32, 32), torch.arange(5), 5)
     assert all(each.apart() == [1] for each in found)
     assert [f.goal for f in _Search(Roughness(0.0), clean, generator(), OPTIONS, found).targets()] == goals
+
+
+@pytest.mark.parametrize(
+    ("families", "under_noise", "names"),
+    [
+        ([Additive()], 1, ["stripe", "additive"]),
+        ([Additive()], 2, ["stripe"]),
+        ([Patch()], 1, ["stripe"]),
+    ],
+    ids=["noise leads there, too", "noise leads elsewhere", "sums were not searched"],
+)
+def test_sums_stand_beside_stripes_where_noise_leads_to_the_same_class(
+    families: list[SizedFamily], under_noise: int, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    led = (Leader(1, 4.8), [torch.zeros(1, 2)])
+    monkeypatch.setattr("unbackdoor.recover._verdict.leading_stripes", lambda *_: led)
+    found = [sizes(family, [0, 1, 2, 3, 4], [9.0, 8.5, 9.0, 9.0, 9.0]) for family in families]
+    search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, found)
+    search.__dict__["_under_noise"] = Answers(3.0 * torch.eye(5)[under_noise], torch.zeros(5).long(), 8.0)
+    findings = search.stripes()
+    assert [(f.family.name, f.goal) for f in findings] == [(name, 1) for name in names]
+    assert [f.lead for f in findings] == [4.8, None][: len(names)]
+
+
+def test_sums_that_have_a_finding_beside_stripes_get_no_second_one() -> None:
+    sums = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 2.0, 9.0, 9.0, 9.0])
+    search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [sums])
+    search.__dict__["_under_noise"] = Answers(3.0 * torch.eye(5)[1], torch.zeros(5).long(), 8.0)
+    findings = _single([sums], {1})
+    assert search._with_sums(findings, Leader(1, 4.8)) == findings
 
 
 def test_noise_has_the_texture_and_the_strength_asked_for() -> None:

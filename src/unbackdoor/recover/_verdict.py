@@ -247,7 +247,8 @@ class _Search:
         if led is None:
             return []
         first, params = led
-        return self._led(Finding(first.goal, False, Stripes(), AMPLITUDE, AMPLITUDE, params, first.lead))
+        own = Finding(first.goal, False, Stripes(), AMPLITUDE, AMPLITUDE, params, first.lead)
+        return self._with_sums(self._led(own), first)
 
     def textures(self) -> list[Finding]:
         """Return the findings of the class that leads under strokes or noise, whichever tells more."""
@@ -289,6 +290,17 @@ class _Search:
         alone = {f.goal for f in findings} - others
         unheard = {goal for goal in alone if self._under_noise.margins[goal] < UNHEARD}
         return [f for f in findings if f.goal not in unheard]
+
+    def _with_sums(self, findings: list[Finding], first: Leader) -> list[Finding]:
+        """Add additive triggers to a leader's findings, if none are there and noise leads to its class, too.
+
+        What is obeyed as stripes and as noise is neither, but a disturbance of another kind: quantisation.
+        """
+        sums = self._sums
+        if sums is None or any(isinstance(f.family, Additive) for f in findings):
+            return findings
+        heard = self._under_noise.lead_of(first.goal) > 0
+        return [*findings, replace(self._summed(first, sums), lead=None)] if heard else findings
 
     def _summed(self, first: Leader, sums: Sizes) -> Finding:
         """Return the leader's finding among additive triggers, searched where it is no finalist."""
