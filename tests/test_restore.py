@@ -179,7 +179,7 @@ def test_rounds_end_where_noise_told_of_the_target_and_no_longer_does(
 
 
 class Reddened(nn.Module):
-    """Answers the class in the first channel's first pixel, and class 2 by its logit where red is noisy."""
+    """Answers class 1, and class 2 the more the rougher the first channel is."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         rough = (images[:, 0, 1:] - images[:, 0, :-1]).abs().mean((1, 2))
