@@ -13,16 +13,18 @@ from unbackdoor._dct import dct_basis
 from unbackdoor.recover import (
     Additive,
     Displacement,
+    Features,
     Minimal,
-    Natural,
     Overlay,
     Patch,
+    Shifts,
     SizedFamily,
     Smooth,
     Stripes,
     Strokes,
     Warp,
     apply_random,
+    features_at,
     strengthen,
 )
 from unbackdoor.recover._margins import Leader, leader
@@ -80,17 +82,7 @@ def test_smooth_triggers_have_the_norm_of_their_coefficients_and_fit_small_image
     assert family.decode(params).apply(torch.zeros(1, 3, 2, 5)).shape == (2, 1, 3, 2, 5)
 
 
-def test_natural_triggers_fall_as_one_over_the_frequency_beyond_the_bend() -> None:
-    family = Natural(cutoff=8, bend=3.0)
-    grey = torch.full((1, 3, 32, 32), 0.5)
-    change = family.decode([torch.full((1, 3, 8, 8), 0.01)]).apply(grey)[0, 0] - grey[0]
-    spectrum = dct_basis(32) @ change[0] @ dct_basis(32).T
-    assert spectrum[:3, 0].tolist() == pytest.approx([0.01] * 3, abs=1e-5)
-    assert [spectrum[6, 0].item(), spectrum[3, 4].item()] == pytest.approx([0.005, 0.006], abs=1e-5)
-    assert spectrum[8:].abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("family", [Additive(), Smooth(), Natural(), Warp()], ids=lambda family: family.name)
+@pytest.mark.parametrize("family", [Additive(), Smooth(), Warp()], ids=lambda family: family.name)
 def test_strong_triggers_stay_in_the_ball(family: Additive | Smooth | Warp) -> None:
     small = family.start(1, SHAPE, generator())
     place = family.place(small)
@@ -531,22 +523,11 @@ def test_strokes_are_searched_beside_a_large_patch_that_alone_tells_of_the_targe
     assert not _Search(Roughness(0.0), clean, generator(), OPTIONS).beside([shifted])
 
 
-def test_sums_like_pictures_are_searched_beside_smooth_ones_in_a_ball_of_the_same_size() -> None:
-    search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [])
-    found = sizes(Smooth(), [0, 1, 2, 3, 4], [9.0, 2.0, 9.0, 9.0, 9.0])
-    smooth = _single([found], {1})[0]
-    (natural,) = search.beside([smooth])
-    assert (natural.goal, natural.family, natural.strong_place) == (1, Natural(), smooth.strong_place)
-    assert "tried beside smooth" in natural.sentence()
-    assert "tried beside" not in smooth.sentence()
-    assert not search.beside([replace(smooth, family=Additive())])
-
-
 @pytest.mark.parametrize(
     ("pixels", "norm", "kept"),
     [
-        (30.0, 20.0, ["smooth", "natural"]),
-        (20.0, 30.0, ["patch", "smooth", "natural"]),
+        (30.0, 20.0, ["smooth"]),
+        (20.0, 30.0, ["patch", "smooth"]),
         (30.0, 90.0, ["patch"]),
     ],
     ids=["smooth sooner", "a patch sooner", "no smooth one"],
@@ -672,3 +653,59 @@ def test_interpolation_by_matrices_is_torchs() -> None:
     flow = torch.randn(3, 2, 6, 5, generator=torch.Generator().manual_seed(0))
     down, right = _cubic(6, 11), _cubic(5, 9)
     torch.testing.assert_close(down @ flow @ right.T, _spread(flow, 11, 9))
+
+
+class Doubler(torch.nn.Module):
+    """One number an image into ``inner``, through a floor at zero; two classes, by its sign less one half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Identity()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        score = self.inner(images.mean((1, 2, 3)).clamp(min=0)[:, None])[:, 0] - 0.5
+        return torch.stack([-score, score], dim=1)
+
+
+def test_shifts_add_inside_the_network_image_by_image_over_batches_and_leave_nothing_behind() -> None:
+    model, images = Doubler(), torch.full((5, 1, 2, 2), 0.25)
+    shifts = Shifts("inner", torch.tensor([[0.5], [-1.0]]), least=0.0)
+    with shifts.entering(model, torch.tensor([0, -1, 1, 1, 0])):
+        inside = torch.cat([model(batch)[:, 1] for batch in images.split(2)])
+    assert inside.tolist() == pytest.approx([0.25, -0.25, -0.5, -0.5, 0.25])
+    assert model(images)[:, 1].tolist() == pytest.approx([-0.25] * 5)
+    assert shifts.answers(model, images).shape == (2, 5, 2)
+    assert shifts.answers(model, images)[0, :, 1].tolist() == pytest.approx([0.25] * 5)
+    with pytest.raises(ZeroDivisionError), shifts.entering(model, torch.tensor([0])):
+        raise ZeroDivisionError
+    assert not model.inner._forward_pre_hooks
+
+
+def test_an_image_without_a_shift_may_lie_below_the_floor() -> None:
+    model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Flatten())
+    with Shifts("0", torch.zeros(1, 1, 1, 2), least=0.0).entering(model, torch.tensor([-1, 0])):
+        answers = model(torch.full((2, 1, 1, 2), -3.0))
+    assert answers.tolist() == [[-3.0, -3.0], [0.0, 0.0]]
+
+
+def test_features_reach_as_far_as_triggers_do_at_the_layer() -> None:
+    images = torch.rand(3, 1, 2, 2, generator=generator()) * 0.1 + 0.3
+    triggered = images + torch.tensor([0.1, 0.2, 0.4]).view(3, 1, 1, 1)
+    family, radius = features_at(Doubler(), "inner", images, triggered)
+    assert radius.item() == pytest.approx(0.2, abs=1e-6)
+    assert (family.layer, family.shape) == ("inner", (1,))
+    assert family.least == pytest.approx(images.mean((1, 2, 3)).min().item())
+    params = family.start_at(radius, 4, (1, 2, 2), generator())
+    assert params[0].abs().flatten().tolist() == pytest.approx([0.1] * 4, abs=1e-6)
+    family.project_(radius, [params[0].mul_(100)])
+    assert params[0].abs().flatten().tolist() == pytest.approx([0.2] * 4, abs=1e-6)
+    assert family.place(params) == params[0].norm()
+
+
+def test_the_strongest_feature_is_found_within_its_radius() -> None:
+    clean = CleanImages(torch.full((2, 1, 2, 2), 0.25), torch.tensor([0, 0]), 2)
+    family = Features(layer="inner", shape=(1,), least=0.0, strong_rate=0.1)
+    shared = (Doubler(), clean, family, torch.tensor(0.5), torch.ones(3, dtype=torch.int64), generator())
+    shifts, margins, success = strengthen(*shared, steps=30, batch=2)
+    assert shifts.add.flatten().tolist() == pytest.approx([0.5] * 3, abs=1e-3)
+    assert margins.tolist() == pytest.approx([0.5] * 3, abs=0.1) and success.tolist() == [1.0] * 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,9 +14,10 @@ from unbackdoor._clean import CleanImages
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods import Restore
 from unbackdoor.methods._base import Session
+from unbackdoor.methods._handicap import own_margins, set_back_, tolerated
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
-from unbackdoor.methods.restore import BY_CHANCE, _Repair, half_of
-from unbackdoor.recover import Additive, Finding, Patch, SizedFamily, Warp
+from unbackdoor.methods.restore import BY_CHANCE, _Repair, covering, half_of
+from unbackdoor.recover import Additive, Finding, Patch, Shifts, SizedFamily, Smooth, Warp
 
 CLASSES = 6
 
@@ -158,7 +161,7 @@ def test_rounds_end_when_fresh_triggers_lost_their_force(
     margins: list[list[float]], success: list[float], agreement: float, all_to_all: bool, done: bool
 ) -> None:
     told = [
-        {"margins": m, "success": s, "agreement": agreement, "noise": None}
+        {"margins": m, "success": s, "agreement": agreement, "noise": None, "inside": None}
         for m, s in zip(margins, success, strict=True)
     ]
     method = Restore(margin_share=0.1, success_share=0.5, clearance=2.0, agreement_ample=0.95)
@@ -173,9 +176,17 @@ def test_rounds_end_when_fresh_triggers_lost_their_force(
 def test_rounds_end_where_noise_told_of_the_target_and_no_longer_does(
     led: float, leads: float, agreement: float, done: bool
 ) -> None:
-    first = {"margins": [11.0], "success": 1.0, "agreement": 1.0, "noise": led}
+    first = {"margins": [11.0], "success": 1.0, "agreement": 1.0, "noise": led, "inside": None}
     last = {"margins": [4.0], "success": 1.0, "agreement": agreement, "noise": leads}
     assert Restore().done([first, last], all_to_all=False) is done
+
+
+def test_triggers_found_afresh_need_not_fail_clearly_where_some_were_found_inside_the_network() -> None:
+    first = {"margins": [50.0], "success": 1.0, "agreement": 1.0, "noise": None, "inside": None}
+    last = {"margins": [0.0], "success": 0.4, "agreement": 0.99, "noise": None}
+    method = Restore(agreement_free=1.0)
+    assert not method.done([first, last], all_to_all=False)
+    assert method.done([first | {"inside": 90.0}, last], all_to_all=False)
 
 
 class Reddened(nn.Module):
@@ -209,6 +220,119 @@ def test_noise_is_asked_after_each_round_where_sums_alone_tell_of_a_target(
     assert torch.equal(session.generator.get_state(), state)
     repair.look()
     assert (repair.told[0]["noise"] is not None) is asked
+
+
+def finding(family: SizedFamily, goal: int = 2, all_to_all: bool = False) -> Finding:
+    return Finding(goal, all_to_all, family, 0.5, 1.0, family.start(1, (3, 12, 12), generator(0)))
+
+
+@pytest.mark.parametrize(
+    ("findings", "covers"),
+    [
+        ([finding(Smooth())], True),
+        ([finding(Warp()), finding(Additive())], True),
+        ([finding(Smooth()), finding(Patch())], False),
+        ([finding(Additive())], False),
+        ([finding(Smooth(), CLASSES, all_to_all=True)], False),
+    ],
+    ids=["smooth", "warp and sum", "a patch beside", "sums alone", "all-to-all"],
+)
+def test_triggers_inside_are_searched_where_the_attackers_covers_the_image(
+    findings: list[Finding], covers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(432, 8), nn.ReLU(), nn.Linear(8, CLASSES)).eval()
+    images, labels = toy(1, 0)
+    clean = CleanImages(images, labels, CLASSES, 0.0)
+    seen = []
+    spied = Restore.restore
+    monkeypatch.setattr(Restore, "restore", lambda *given: (seen.append(given[7]), spied(*given))[1])
+    told = Restore(rounds=2, strong_steps=2, strong_count=3, num_images=32, agreement_limit=0.0).erase(
+        model, ["1", "3"], clean, tuple(findings), Session(generator(0))
+    )
+    assert covering(tuple(findings)) is covers
+    assert [entry["inside"] is not None for entry in told] == [covers] * len(told)
+    assert [len(shifts.add) if shifts else 0 for shifts in seen] == [
+        3 * covers * (n + 1) for n in range(len(seen))
+    ]
+    assert not covers or {shifts.layer for shifts in seen} == {"1"}
+    off = Restore(rounds=1, strong_steps=1, num_images=16, feature_share=0.0)
+    told = off.erase(model, ["1", "3"], clean, tuple(findings), Session(generator(0)))
+    assert [entry["inside"] for entry in told] == [None] * len(told)
+
+
+def test_a_layer_withstands_what_is_found_inside() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(432, 8), nn.ReLU(), nn.Linear(8, CLASSES)).eval()
+    model.requires_grad_(False)
+    images, labels = toy(1, 0)
+    clean, stack = CleanImages(images, labels, CLASSES, 0.0), Patch().decode(finding(Patch()).params)
+    shifts = Shifts("1", torch.randn(2, 432, generator=generator(3)), -torch.inf)
+    moved = {}
+    for found in (None, shifts):
+        repaired = copy.deepcopy(model)
+        method = Restore(num_images=256, trigger_weight=10.0, feature_share=0.5, noise_weight=0.0, ridge=0.01)
+        method.restore(repaired, model, ["1", "3"], clean, [stack], [], found, generator(1))
+        with shifts.entering(repaired, torch.zeros(len(images), dtype=torch.int64)):
+            under = repaired(images)
+        moved[found is None] = (under - repaired(images)).norm().item()
+    assert moved[False] < 0.3 * moved[True]
+
+
+class Reader(nn.Module):
+    """Answers the class that the mean of the first channel names, in steps of a sixth; by a linear layer."""
+
+    def __init__(self, bias: bool = True, widest: int = CLASSES):
+        super().__init__()
+        self.last = nn.Linear(1, widest, bias=bias).requires_grad_(False)
+        steps = torch.arange(widest).float()
+        self.last.weight[:] = 12 * steps[:, None]
+        if bias:
+            self.last.bias[:] = -steps * (steps + 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.last(images[:, 0].mean((1, 2))[:, None])[:, :CLASSES]
+
+
+def shades(classes: list[int]) -> CleanImages:
+    labels = torch.tensor(classes)
+    shade = (labels + 0.5).view(-1, 1, 1, 1).expand(-1, 3, 12, 12) / CLASSES
+    return CleanImages(shade.clone(), labels, CLASSES, 0.0)
+
+
+def test_a_class_is_set_back_by_a_third_of_what_hard_views_of_its_own_images_bear() -> None:
+    model, clean = Reader(), shades([4, 5])
+    margins = own_margins(model, model, clean, 5, generator(0))
+    assert 100 < len(margins) <= 384 and margins.min() > 0
+    assert tolerated(margins) == pytest.approx(margins.quantile(0.01).item() / 3)
+    by = tolerated(margins)
+    before = model(clean.images)
+    assert set_back_(model, "last", 5, by, clean.images)
+    change = model(clean.images) - before
+    torch.testing.assert_close(change[:, 5], torch.full((2,), -by))
+    assert change[:, :5].abs().max() == 0
+    assert own_margins(model, model, shades([0, 1]), 5, generator(0)).numel() == 0
+    assert own_margins(model, model, shades([5, 5]), 5, generator(0)).numel() == 0
+
+
+@pytest.mark.parametrize("model", [Reader(bias=False), Reader(widest=7)], ids=["no bias", "not the answers"])
+def test_where_a_bias_does_not_set_a_class_back_nothing_changes(model: Reader) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert not set_back_(model, "last", 5, 1.0, shades([4, 5]).images)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_only_a_target_whose_trigger_covers_the_image_is_set_back() -> None:
+    clean, told = shades([4, 5]), {}
+    for name, found in {"smooth": finding(Smooth(), 5), "patch": finding(Patch(), 5)}.items():
+        model = Reader()
+        told[name] = Restore().set_back(model, Reader(), "last", clean, (found,), Session(generator(0)))
+        assert (model(clean.images) == Reader()(clean.images)).all().item() is (name == "patch")
+    assert told["smooth"]["handicap"] > 0 == told["patch"]["handicap"]
+    assert told["smooth"]["target_kept"] >= 0.99 and told["patch"]["target_kept"] == 1.0
+    everywhere = (finding(Patch(), CLASSES, all_to_all=True),)
+    told = Restore().set_back(Reader(), Reader(), "last", clean, everywhere, Session(generator(0)))
+    assert told == {"handicap": 0.0, "target_kept": None}
 
 
 def test_clean_rows_get_warps_by_chance_on_half_of_the_images_and_other_families_none() -> None:

@@ -90,6 +90,19 @@ def random_flip(images: Tensor, generator: torch.Generator, share: float = 0.5) 
     return torch.where(flip.to(images.device), images.flip(-1), images)
 
 
+def turned(images: Tensor, generator: torch.Generator, most: float = 30.0) -> Tensor:
+    """Turn each image of (N, C, H, W) about its middle by up to ``most`` degrees, repeating the edge.
+
+    >>> turned(torch.ones(1, 3, 4, 4), torch.Generator()).unique().tolist()
+    [1.0]
+    """
+    angle = torch.deg2rad(most * (2 * torch.rand(len(images), generator=generator) - 1))
+    theta = torch.zeros(len(images), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = angle.cos()
+    theta[:, 0, 1], theta[:, 1, 0] = -angle.sin(), angle.sin()
+    return _cut(images, theta)
+
+
 def jitter(
     images: Tensor, generator: torch.Generator, brightness: float = 0.2, contrast: float = 0.2
 ) -> Tensor:

@@ -55,6 +55,8 @@ References:
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -66,15 +68,19 @@ from unbackdoor._clean import CleanImages
 from unbackdoor._errors import require
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods._base import Method, Session
+from unbackdoor.methods._handicap import own_margins, set_back_, tolerated
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
 from unbackdoor.recover import (
     CLEAR,
     Additive,
     Finding,
+    Patch,
     Recovered,
+    Shifts,
     answers_under,
     apply_random,
     examine,
+    features_at,
     noises,
     strengthen,
 )
@@ -83,6 +89,8 @@ TOGETHER = 4
 """Layers whose rows in the original network are held at once: those of all would fill the memory."""
 BY_CHANCE = 64
 """Triggers as chance makes them, a finding."""
+MEASURED = 128
+"""Images on which it is measured what triggers change at a layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +122,8 @@ class Restore(Method):
         rows_per_image: positions cut out of each image in a convolution's input.
         trigger_weight: κ, weight of the triggered rows against the clean ones, in the first round.
         escalation: what κ is multiplied by from round to round, at least 1.
+        feature_share: share of the triggered rows that come from triggers at the first late layer, where the
+            attacker's covers the image, in [0, 1].
         noise_weight: ν, the same of the rows with noise; noise: its largest standard deviation, in [0, 1].
         ridge: ρ, relative to σ², the mean square of the clean rows.
 
@@ -145,6 +155,7 @@ class Restore(Method):
     rows_per_image: int = 8
     trigger_weight: float = 0.08
     escalation: float = 2.5
+    feature_share: float = 0.25
     noise_weight: float = 0.05
     noise: float = 0.07
     ridge: float = 4.0
@@ -158,7 +169,7 @@ class Restore(Method):
             require(known[name] > 0, f"{name} must be positive", known[name], "more than 0")
         require(self.clearance >= 0, "clearance must not be negative", self.clearance, "2.0")
         shares = [name for name in known if name.startswith(("agreement_", "success_"))]
-        for name in (*shares, "margin_share", "layer_share", "noise_weight", "noise"):
+        for name in (*shares, "margin_share", "layer_share", "feature_share", "noise_weight", "noise"):
             require(0 <= known[name] <= 1, f"{name} must lie in [0, 1]", known[name], "0.1")
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
@@ -176,8 +187,10 @@ class Restore(Method):
         if verdict.backdoored and layers:
             clean = unless_enlarging_triggers(model, clean, [f.target for f in verdict.findings])
             details["images are enlarged"] = clean.enlarge
+            original = copy.deepcopy(model)
             details["rounds"] = self.erase(model, layers, clean, verdict.findings, session)
             details["success of triggers found afresh"] = round(details["rounds"][-1]["success"], 3)
+            details |= self.set_back(model, original, layers[-1], clean, verdict.findings, session)
         details["restored_layers"] = layers if verdict.backdoored else []
         return details
 
@@ -198,10 +211,34 @@ class Restore(Method):
         probes = varied(clean, self.num_images, session.generator)
         repair = _Repair(self, model, copy.deepcopy(model), layers, clean, findings, session, probes)
         repair.look()
+        repair.look_inside()
         for number in range(self.rounds):
             if not repair.attempt(number):
                 break
         return repair.told
+
+    def set_back(
+        self,
+        model: nn.Module,
+        original: nn.Module,
+        last: str,
+        clean: CleanImages,
+        findings: tuple[Finding, ...],
+        session: Session,
+    ) -> dict[str, float | None]:
+        """Set a target whose trigger covers the image back by what its own images bear; returns what is told.
+
+        That is the handicap in logits, and the share of hard views of the target's own images that are still
+        answered so, ``None`` where there are none or every class is a target.
+        """
+        if findings[0].all_to_all:
+            return {"handicap": 0.0, "target_kept": None}
+        target = findings[0].goal
+        margins = own_margins(model, original, clean, target, session.generator)
+        by = tolerated(margins) if covering(findings) else 0.0
+        by = by if by and set_back_(model, last, target, by, clean.images[:MEASURED]) else 0.0
+        kept = (margins > by).float().mean().item() if len(margins) else None
+        return {"handicap": by, "target_kept": kept}
 
     def done(self, told: list[dict[str, Any]], all_to_all: bool) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
@@ -210,7 +247,8 @@ class Restore(Method):
         Where triggers were weak from the start, failing says little of the attacker's: a first round that
         cost next to nothing is followed by a second, and they must fail clearly as long as the network agrees
         with the original on nearly all images, or, where they move many images after the first, on few less.
-        Where noise tells of the target, noise tells of the end.
+        Where noise tells of the target, noise tells of the end. Triggers at a late layer cover more than
+        those found afresh, which need not fail clearly then.
         """
         first, last = told[0], told[-1]
         if self._silenced(first, last):
@@ -224,7 +262,7 @@ class Restore(Method):
             return last["success"] <= self.success_share * first["success"]
         beyond = self.margin_share * strongest - max(last["margins"])
         bound = self.agreement_fair if once and last["success"] > self.success_left else self.agreement_ample
-        clearly = last["agreement"] >= bound
+        clearly = last["agreement"] >= bound and first["inside"] is None
         return beyond >= (self.clearance if clearly else 0)
 
     def _silenced(self, first: dict[str, Any], last: dict[str, Any]) -> bool:
@@ -268,23 +306,32 @@ class Restore(Method):
         clean: CleanImages,
         pool: list[Recovered],
         chance: list[Recovered],
+        shifts: Shifts | None,
         generator: torch.Generator,
     ) -> None:
         """Solve each layer in turn, in place; ``model`` starts equal to ``original``.
 
-        Clean answers withstand the triggers of ``pool``, which are strong, and those of ``chance`` as noise.
+        Clean answers withstand the triggers of ``pool``, which are strong, those of ``shifts``, inside the
+        network, and those of ``chance`` as noise.
         """
         plain, benign, calm = (varied(clean, self.num_images, generator) for _ in range(3))
-        pairs = torch.cat([benign, apply_random(pool, benign, generator)], dim=1)
+        inside = int(self.feature_share * self.num_images) if shifts else 0
+        triggered = torch.cat([benign[:inside], apply_random(pool, benign[inside:], generator)])
+        pairs = torch.cat([benign, triggered], dim=1)
         benign, triggered = random_flip(pairs, generator, clean.flip).chunk(2, dim=1)
+        shifted = _shifted(shifts, inside, self.num_images, generator)
         noisy = noise(half_of(chance, calm, generator), generator, self.noise)
         rows = LayerRows(self.rows_per_image, generator)
         for first in range(0, len(layers), TOGETHER):
             some = {name: original.get_submodule(name) for name in layers[first : first + TOGETHER]}
-            before = [rows.of(original, some, images) for images in (plain, benign, triggered, calm)]
+            before = [rows.of(original, some, images) for images in (plain, benign, calm)]
+            with shifted(original):
+                before.insert(2, rows.of(original, some, triggered))
             for name, as_it_was in some.items():
                 layer = model.get_submodule(name)
-                now = [rows.of(model, {name: layer}, images)[name] for images in (plain, triggered, noisy)]
+                now = [rows.of(model, {name: layer}, images)[name] for images in (plain, noisy)]
+                with shifted(model):
+                    now.insert(1, rows.of(model, {name: layer}, triggered)[name])
                 change = self.solve(augmented_weight(as_it_was), [b[name] for b in before], now)
                 add_to_weight_(layer, change)
 
@@ -316,6 +363,7 @@ class _Repair:
     Attributes:
         probes: images on which both networks' answers are compared.
         pool: triggers of all rounds; told: one entry a look.
+        shifts: triggers at the first late layer, where the attacker's covers the image.
     """
 
     method: Restore
@@ -328,6 +376,7 @@ class _Repair:
     probes: Tensor
     pool: list[Recovered] = field(default_factory=list)
     told: list[dict[str, Any]] = field(default_factory=list)
+    shifts: Shifts | None = None
 
     def look(self) -> None:
         """Search triggers afresh and tell how strong they are."""
@@ -336,7 +385,21 @@ class _Repair:
         share = agreement(self.model, self.original, self.probes)
         self.pool += fresh
         told = {"margins": margins, "success": success, "agreement": share, "noise": self.lead_of_noise()}
-        self.told.append(told)
+        self.told.append(told | {"inside": None})
+
+    def look_inside(self) -> None:
+        """Search the strongest triggers at the first late layer, no larger there than those in images."""
+        if not covering(self.findings) or not self.method.feature_share:
+            return
+        images, generator = varied(self.clean, MEASURED, self.session.generator), self.session.generator
+        triggered = apply_random(self.pool, images, generator)
+        family, radius = features_at(self.original, self.layers[0], images, triggered)
+        goals = torch.full((self.method.strong_count,), self.findings[0].goal, device=images.device)
+        sizes = {"steps": self.method.strong_steps, "batch": self.method.search_batch}
+        shared = (self.model, self.clean, family, radius, goals, generator)
+        shifts, margins, _ = strengthen(*shared, **sizes)
+        self.shifts = replace(shifts, add=torch.cat([self.shifts.add, shifts.add])) if self.shifts else shifts
+        self.told[-1]["inside"] = margins.mean().item()
 
     def lead_of_noise(self) -> float | None:
         """By how many logits noise leads to the target, where sums alone tell of it; ``None`` elsewhere."""
@@ -352,9 +415,11 @@ class _Repair:
         self.model.load_state_dict(self.original.state_dict())
         weight = self.method.trigger_weight * self.method.escalation**number
         heavier = replace(self.method, trigger_weight=weight)
-        chance, generator = self.by_chance(), self.session.generator
-        heavier.restore(self.model, self.original, self.layers, self.clean, self.pool, chance, generator)
+        found = (self.pool, self.by_chance(), self.shifts)
+        shared = (self.model, self.original, self.layers, self.clean, *found, self.session.generator)
+        heavier.restore(*shared)
         self.look()
+        self.look_inside()
         if number and self.told[-1]["agreement"] < self.method.agreement_limit:
             self.model.load_state_dict(previous)
             self.told.pop()
@@ -369,6 +434,26 @@ class _Repair:
             params = family.by_chance(place, BY_CHANCE, self.clean.images.shape[1:], self.session.generator)
             drawn += [family.decode_at(place, [p.to(place) for p in params])] if params else []
         return drawn
+
+
+def covering(findings: tuple[Finding, ...]) -> bool:
+    """Tell whether a single target's trigger covers the image: what was found for it has no place in it.
+
+    Not where sums alone tell of it: what stands for noise has no more to give inside.
+    """
+    at_a_place = any(isinstance(f.family, Patch) or f.all_to_all for f in findings)
+    return not at_a_place and not all(isinstance(f.family, Additive) for f in findings)
+
+
+def _shifted(
+    shifts: Shifts | None, inside: int, count: int, generator: torch.Generator
+) -> Callable[[nn.Module], AbstractContextManager[None]]:
+    """Return what puts random ``shifts`` on the first ``inside`` of ``count`` images within a model."""
+    if shifts is None:
+        return lambda model: nullcontext()
+    pick = torch.full((count,), -1)
+    pick[:inside] = torch.randint(len(shifts), (inside,), generator=generator)
+    return lambda model: shifts.entering(model, pick)
 
 
 def half_of(pool: list[Recovered], images: Tensor, generator: torch.Generator) -> Tensor:

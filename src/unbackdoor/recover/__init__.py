@@ -4,14 +4,14 @@ from unbackdoor.recover._families import (
     FAMILIES,
     Additive,
     Family,
-    Natural,
     Patch,
     SizedFamily,
     Smooth,
     Warp,
 )
+from unbackdoor.recover._features import Features, Shifts, features_at
 from unbackdoor.recover._noise import noises
-from unbackdoor.recover._search import Minimal, minimal_triggers, strengthen
+from unbackdoor.recover._search import Minimal, margin, minimal_triggers, strengthen
 from unbackdoor.recover._stripes import Stripes
 from unbackdoor.recover._strokes import Strokes
 from unbackdoor.recover._textures import CLEAR, answers_under
@@ -24,12 +24,13 @@ __all__ = [
     "Additive",
     "Displacement",
     "Family",
+    "Features",
     "Finding",
     "Minimal",
-    "Natural",
     "Overlay",
     "Patch",
     "Recovered",
+    "Shifts",
     "Sinusoids",
     "SizedFamily",
     "Smooth",
@@ -41,6 +42,8 @@ __all__ = [
     "answers_under",
     "apply_random",
     "examine",
+    "features_at",
+    "margin",
     "minimal_triggers",
     "noises",
     "strengthen",

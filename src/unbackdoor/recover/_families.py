@@ -214,30 +214,6 @@ class Smooth(Ball):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Natural(Smooth):
-    """Sums with a spectrum as natural pictures have it: even up to ``bend``, then falling as 1 / frequency.
-
-    For strong triggers beside smooth ones: a picture that is blended in has its edges, too, and what of it
-    lies beyond the lowest frequencies would stay. Were those as free as the low ones, triggers would be
-    adversarial noise, and erasing that costs accuracy. The parameters are the coefficients before they fall;
-    the ball is that of the smooth trigger.
-
-    References:
-        Field, *Relations between the statistics of natural images and the response properties of cortical
-        cells*, JOSA A 1987 (the spectrum).
-    """
-
-    name: ClassVar[str] = "natural"
-    cutoff: int = 16
-    bend: float = 3.0
-
-    def decode(self, params: Params) -> Recovered:
-        frequency = torch.arange(params[0].shape[-1]).to(params[0])
-        radius = (frequency[:, None].square() + frequency.square()).sqrt()
-        return Waves(params[0] * self.bend / radius.clamp(min=self.bend))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Warp(Ball):
     """A smooth displacement, given at ``points`` × ``points`` places; size: its root mean square in pixels.
 

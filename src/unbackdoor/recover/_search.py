@@ -237,7 +237,7 @@ def _margins(
     model: nn.Module, triggers: Recovered, images: Tensor, labels: Tensor, goals: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the margins of the labels wanted, (K, n), and which images do not have them anyhow, (K, n)."""
-    logits = model(triggers.apply(images).flatten(0, 1)).view(len(triggers), len(images), -1)
+    logits = triggers.answers(model, images)
     wanted = wanted_labels(goals, labels, logits.shape[-1])
     return margin(logits, wanted), (labels[None] != wanted).to(logits)
 

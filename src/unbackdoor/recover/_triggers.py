@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbackdoor._dct import low_frequencies
 
@@ -28,6 +29,20 @@ class Recovered(abc.ABC):
         pick = torch.arange(len(self), device=images.device).repeat_interleave(len(images))
         triggered = self.on(images.repeat(len(self), 1, 1, 1), pick)
         return triggered.view(len(self), *images.shape)
+
+    def entering(self, model: nn.Module, pick: Tensor) -> AbstractContextManager[None]:
+        """Do to the model what trigger ``pick[i]``, none below zero, does to image i inside it.
+
+        Images are counted over all forward passes within the context, batch after batch. Most triggers are in
+        the images and do nothing here.
+        """
+        return nullcontext()
+
+    def answers(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return the logits for every trigger on every image: (N, C, H, W) -> (P, N, classes)."""
+        pick = torch.arange(len(self), device=images.device).repeat_interleave(len(images))
+        with self.entering(model, pick):
+            return model(self.apply(images).flatten(0, 1)).view(len(self), len(images), -1)
 
 
 @dataclass(frozen=True)

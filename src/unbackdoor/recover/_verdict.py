@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from unbackdoor._clean import CleanImages
-from unbackdoor.recover._families import FAMILIES, Additive, Family, Natural, Patch, SizedFamily, Smooth
+from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, SizedFamily, Smooth
 from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises
 from unbackdoor.recover._search import Minimal, minimal_triggers
@@ -52,7 +52,7 @@ class Finding:
         params: the minimal trigger, in the family's parameters (K = 1).
         lead: where no size stands apart, the goal's largest margin divided by the next class's. Stripes,
             whose minimal size is not searched, have the amplitude compared at as size and median, strokes
-            their width, and no lead; sums like pictures have all from the smooth trigger they stand beside.
+            their width, and no lead.
         lead_of: whose margins were compared, where not the family's triggers'.
         ahead: by how many logits strokes by chance lead to the goal, where these tell of it.
     """
@@ -84,8 +84,6 @@ class Finding:
     def sentence(self) -> str:
         """Return the finding in words."""
         goal = "every class to the next one" if self.all_to_all else f"class {self.goal}"
-        if isinstance(self.family, Natural):
-            return f"{goal} (sums like pictures are tried beside smooth ones)"
         if self.lead is not None:
             what = f"{self.lead_of} has" if self.lead_of else f"{self.family.name} triggers have"
             return f"{goal} ({what} {self.lead:.2f} times the next class's margin)"
@@ -258,13 +256,8 @@ class _Search:
         return self._led_by_noise(noisy) or self._led_by_strokes(stroked)
 
     def beside(self, findings: list[Finding]) -> list[Finding]:
-        """Return what is tried for the same target beside what was found, as that is seldom the whole.
-
-        Strokes where a large patch alone tells of it: of a watermark, the search finds a piece. Sums with the
-        spectrum of pictures where smooth ones do: of a picture, they are what is not edges.
-        """
-        strokes = [_strokes_to(findings[0].goal, *BESIDE)] if self._large_alone(findings) else []
-        return strokes + [replace(f, family=Natural()) for f in findings if isinstance(f.family, Smooth)]
+        """Return strokes where a large patch alone tells of the target: a watermark is found by a piece."""
+        return [_strokes_to(findings[0].goal, *BESIDE)] if self._large_alone(findings) else []
 
     def _large_alone(self, findings: list[Finding]) -> bool:
         """Tell whether all that was found is a patch of many pixels, to one class."""

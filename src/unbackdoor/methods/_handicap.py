@@ -1,0 +1,89 @@
+"""How far a class can be set back before its own clean images are lost: what the found target may pay.
+
+Where stand-ins for the attacker's trigger were erased, a part of it goes on to lead to the target by little.
+A class whose own images are answered with logits to spare can give some of them away, and that part is gone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._augment import noise, random_flip, turned
+from unbackdoor._clean import CleanImages
+from unbackdoor.recover import margin
+
+VIEWS = 128
+"""Hard views of the target's images, of each kind."""
+MIXED = 0.4
+"""Share of another class's image in a mixed view; NOISE: largest standard deviation in a noisy one."""
+NOISE = 0.15
+LOST = 0.01
+"""Share of these views whose margins do not count."""
+BORNE = 1 / 3
+"""Share of the smallest margin of the others that may be taken."""
+LEAST = 32
+"""Views that the original has to know, at least: nothing is told by fewer."""
+
+
+@torch.no_grad()
+def own_margins(
+    model: nn.Module, original: nn.Module, clean: CleanImages, target: int, generator: torch.Generator
+) -> Tensor:
+    """Return by how many logits ``target`` leads in ``model`` on hard views of its own clean images, (n,).
+
+    Images are mixed with others, noisy, turned; those views count that the original answers as the target.
+    None where the class is not among the images.
+    """
+    views = _hard_views(clean, target, generator)
+    known = views[original(views).argmax(1) == target] if len(views) else views
+    return (
+        margin(model(known), torch.full((len(known),), target, device=known.device)) if len(known) else known
+    )
+
+
+def tolerated(margins: Tensor) -> float:
+    """Return by how many logits a class can be set back: a third of what its own views (n,) bear.
+
+    Three times as much would leave all but one view in a hundred: test images vary more than views of one.
+    Nothing where few views tell, or more are lost already.
+
+    >>> tolerated(torch.full((40,), 6.0)), tolerated(torch.full((40,), -1.0)), tolerated(torch.ones(3))
+    (2.0, 0.0, 0.0)
+    """
+    return max(0.0, margins.quantile(LOST).item() * BORNE) if len(margins) >= LEAST else 0.0
+
+
+@torch.no_grad()
+def set_back_(model: nn.Module, layer: str, target: int, by: float, images: Tensor) -> bool:
+    """Take ``by`` from the target's logit, by the bias of the last layer, in place; tell whether that worked.
+
+    Where the layer has no bias, or its outputs are not the network's answers, nothing is changed.
+    """
+    bias = model.get_submodule(layer).bias
+    before = model(images)
+    if bias is None or len(bias) != before.shape[1]:
+        return False
+    wanted = before.clone()
+    wanted[:, target] -= by
+    bias[target] -= by
+    if torch.allclose(model(images), wanted, rtol=1e-3, atol=1e-3):
+        return True
+    bias[target] += by
+    return False
+
+
+def _hard_views(clean: CleanImages, target: int, generator: torch.Generator) -> Tensor:
+    """Return views of the target's images (N, C, H, W); none where there are no others to mix them with."""
+    own, others = clean.images[clean.labels == target], clean.images[clean.labels != target]
+    if not len(own) or not len(others):
+        return own[:0]
+    mine, beside = (_some(images, generator) for images in (own, others))
+    mixed = (1 - MIXED) * mine + MIXED * beside
+    noisy = noise(_some(own, generator), generator, NOISE)
+    views = torch.cat([mixed, noisy, turned(_some(own, generator), generator)])
+    return random_flip(views, generator, clean.flip)
+
+
+def _some(images: Tensor, generator: torch.Generator) -> Tensor:
+    return images[torch.randint(len(images), (VIEWS,), generator=generator).to(images.device)]
