@@ -17,7 +17,18 @@ from unbackdoor.methods._base import Session
 from unbackdoor.methods._handicap import own_margins, set_back_, tolerated
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
 from unbackdoor.methods.restore import BY_CHANCE, _Repair, covering, half_of
-from unbackdoor.recover import Additive, Finding, Patch, Shifts, SizedFamily, Smooth, Warp
+from unbackdoor.recover import (
+    Additive,
+    Family,
+    Finding,
+    Patch,
+    Shifts,
+    SizedFamily,
+    Smooth,
+    Stripes,
+    Strokes,
+    Warp,
+)
 
 CLASSES = 6
 
@@ -226,6 +237,10 @@ def finding(family: SizedFamily, goal: int = 2, all_to_all: bool = False) -> Fin
     return Finding(goal, all_to_all, family, 0.5, 1.0, family.start(1, (3, 12, 12), generator(0)))
 
 
+def formed(family: Family, *params: torch.Tensor) -> Finding:
+    return Finding(2, False, family, 0.5, 1.0, list(params))
+
+
 @pytest.mark.parametrize(
     ("findings", "covers"),
     [
@@ -233,9 +248,21 @@ def finding(family: SizedFamily, goal: int = 2, all_to_all: bool = False) -> Fin
         ([finding(Warp()), finding(Additive())], True),
         ([finding(Smooth()), finding(Patch())], False),
         ([finding(Additive())], False),
+        ([formed(Stripes(), torch.zeros(1, 3, 2), torch.ones(1, 2))], False),
+        ([formed(Stripes(), torch.zeros(1, 3, 2), torch.ones(1, 2)), finding(Additive())], True),
+        ([formed(Strokes(), torch.tensor([[8.0, 0.1]]))], False),
         ([finding(Smooth(), CLASSES, all_to_all=True)], False),
     ],
-    ids=["smooth", "warp and sum", "a patch beside", "sums alone", "all-to-all"],
+    ids=[
+        "smooth",
+        "warp and sum",
+        "a patch beside",
+        "sums alone",
+        "stripes alone",
+        "stripes and sums",
+        "strokes",
+        "all-to-all",
+    ],
 )
 def test_triggers_inside_are_searched_where_the_attackers_covers_the_image(
     findings: list[Finding], covers: bool, monkeypatch: pytest.MonkeyPatch

@@ -77,6 +77,8 @@ from unbackdoor.recover import (
     Patch,
     Recovered,
     Shifts,
+    Stripes,
+    Strokes,
     answers_under,
     apply_random,
     examine,
@@ -437,12 +439,13 @@ class _Repair:
 
 
 def covering(findings: tuple[Finding, ...]) -> bool:
-    """Tell whether a single target's trigger covers the image: what was found for it has no place in it.
+    """Tell whether a single target's trigger covers the image and what was found only stands in for it.
 
-    Not where sums alone tell of it: what stands for noise has no more to give inside.
+    Not where something of it has a place, nor where stripes alone tell of it, which have its form, or sums
+    alone: what stands for noise has no more to give inside the network.
     """
-    at_a_place = any(isinstance(f.family, Patch) or f.all_to_all for f in findings)
-    return not at_a_place and not all(isinstance(f.family, Additive) for f in findings)
+    at_a_place = any(isinstance(f.family, Patch | Strokes) or f.all_to_all for f in findings)
+    return not at_a_place and {type(f.family) for f in findings} not in ({Additive}, {Stripes})
 
 
 def _shifted(
