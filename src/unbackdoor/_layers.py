@@ -7,6 +7,10 @@ compared row by row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,14 +72,21 @@ class LayerRows:
         self.positions: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def of(self, model: nn.Module, layers: dict[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
+    def of(
+        self,
+        model: nn.Module,
+        layers: dict[str, nn.Module],
+        images: Tensor,
+        within: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
+    ) -> dict[str, Tensor]:
         """Return {layer: rows (N·r, in (+1 for a bias))} for images (N, C, H, W); hooks are always removed.
 
-        The forward pass stops at the last layer asked for.
+        The forward pass stops at the last layer asked for, and runs within the context of that name.
         """
         rows: dict[str, list[Tensor]] = {name: [] for name in layers}
-        for first in range(0, len(images), BATCH):
-            self._batch(model, layers, images[first : first + BATCH], first, len(images), rows)
+        with within(model):
+            for first in range(0, len(images), BATCH):
+                self._batch(model, layers, images[first : first + BATCH], first, len(images), rows)
         return {name: torch.cat(parts) for name, parts in rows.items()}
 
     def _batch(

@@ -5,10 +5,12 @@ its clean answer, in closed form. The package's default.
     for every finding (target t, family, minimal trigger): place = where the minimal trigger sits
     repeat, at most R rounds:
         pool += triggers at the place with the largest margin of t on the current f', from fresh varied starts
+        where they stand in for one that covers the image: shifts += disturbances of the first late layer's
+            input with the largest margin of t on f', no larger there than what the pool does in f
         f' = f
         for each late layer W of f', in the order the network runs them:
             u  = its inputs for clean images in f,      ũ = the same images in f'
-            t₀ = its inputs for triggered images in f,  t̃ = the same in f'
+            t₀ = its inputs for triggered images in f,  t̃ = the same in f' (a quarter of them by shifts)
             b  = its inputs for the images of t₀ without the trigger, in f
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
@@ -17,14 +19,22 @@ its clean answer, in closed form. The package's default.
             left triggers to move many), two logits less than that
             (all-to-all: when their success is a tenth of the first ones'); where triggers were weak from the
             start, as those for all-to-all, not before the second round, if the first cost next to nothing;
-            where sums alone tell of t and noise led there by far: when it leads elsewhere, and f' agrees less
+            where sums alone tell of t and noise led there by far: when it leads elsewhere, and f' agrees
+            less; with shifts, failing by a hair is enough
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
+    where shifts were found: set t's logit back by a third of what hard views of its own images bear in f'
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
 * Triggers. AWM's one untargeted Δ is mostly a universal adversarial example. Minimal triggers tell the
   *target* (``recover.examine``), strong ones at the same place are what carries over to the attacker's.
+* Triggers inside. For a trigger that covers the image, sums and warps are stand-ins, and a share of it stays.
+  What it does at the first late layer is covered better by the strongest disturbance there. It costs more,
+  and almost all of that in the images of the target itself: its own features are such a disturbance, too.
+  So it is left out where triggers have a place or a form of their own, and carry over as they are.
+* The target set back. Where its own clean images, mixed, noisy or turned, are answered with logits to spare,
+  some are given away, and what is left of the trigger with them.
 * Weights. A mask of a network has far more freedom than ten images can settle, and gradient steps from a
   confident backdoor (margins of many tens of logits) are violent. What a trigger adds to a layer's input lies
   in few directions; ridge regression removes these and keeps, of all weights that do so, those that answer
@@ -213,7 +223,6 @@ class Restore(Method):
         probes = varied(clean, self.num_images, session.generator)
         repair = _Repair(self, model, copy.deepcopy(model), layers, clean, findings, session, probes)
         repair.look()
-        repair.look_inside()
         for number in range(self.rounds):
             if not repair.attempt(number):
                 break
@@ -316,26 +325,36 @@ class Restore(Method):
         Clean answers withstand the triggers of ``pool``, which are strong, those of ``shifts``, inside the
         network, and those of ``chance`` as noise.
         """
-        plain, benign, calm = (varied(clean, self.num_images, generator) for _ in range(3))
-        inside = int(self.feature_share * self.num_images) if shifts else 0
-        triggered = torch.cat([benign[:inside], apply_random(pool, benign[inside:], generator)])
-        pairs = torch.cat([benign, triggered], dim=1)
-        benign, triggered = random_flip(pairs, generator, clean.flip).chunk(2, dim=1)
-        shifted = _shifted(shifts, inside, self.num_images, generator)
+        plain, images, calm = (varied(clean, self.num_images, generator) for _ in range(3))
+        benign, *triggered = self.put(pool, shifts, images, clean.flip, generator)
         noisy = noise(half_of(chance, calm, generator), generator, self.noise)
         rows = LayerRows(self.rows_per_image, generator)
         for first in range(0, len(layers), TOGETHER):
             some = {name: original.get_submodule(name) for name in layers[first : first + TOGETHER]}
-            before = [rows.of(original, some, images) for images in (plain, benign, calm)]
-            with shifted(original):
-                before.insert(2, rows.of(original, some, triggered))
+            before = [rows.of(original, some, *seen) for seen in ([plain], [benign], triggered, [calm])]
             for name, as_it_was in some.items():
                 layer = model.get_submodule(name)
-                now = [rows.of(model, {name: layer}, images)[name] for images in (plain, noisy)]
-                with shifted(model):
-                    now.insert(1, rows.of(model, {name: layer}, triggered)[name])
+                now = [rows.of(model, {name: layer}, *seen)[name] for seen in ([plain], triggered, [noisy])]
                 change = self.solve(augmented_weight(as_it_was), [b[name] for b in before], now)
                 add_to_weight_(layer, change)
+
+    def put(
+        self,
+        pool: list[Recovered],
+        shifts: Shifts | None,
+        images: Tensor,
+        flip: float,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Callable[[nn.Module], AbstractContextManager[None]]]:
+        """Put random triggers of ``pool`` on images (N, C, H, W), but on a share of them those of ``shifts``.
+
+        Returns:
+            The images, the triggered ones, mirrored in pairs, and what does to a network what shifts do.
+        """
+        inside = int(self.feature_share * len(images)) if shifts else 0
+        triggered = torch.cat([images[:inside], apply_random(pool, images[inside:], generator)])
+        pairs = random_flip(torch.cat([images, triggered], dim=1), generator, flip)
+        return *pairs.chunk(2, dim=1), _shifted(shifts, inside, len(images), generator)
 
     def solve(self, weight: Tensor, before: list[Tensor], now: list[Tensor]) -> Tensor:
         """Return the change of one layer's weight, (out, in), that the objective above asks for.
@@ -413,6 +432,7 @@ class _Repair:
 
     def attempt(self, number: int) -> bool:
         """Restore with the weight of round ``number`` and look; tell whether another round is worth it."""
+        self.look_inside()
         previous = copy.deepcopy(self.model.state_dict())
         self.model.load_state_dict(self.original.state_dict())
         weight = self.method.trigger_weight * self.method.escalation**number
@@ -421,7 +441,6 @@ class _Repair:
         shared = (self.model, self.original, self.layers, self.clean, *found, self.session.generator)
         heavier.restore(*shared)
         self.look()
-        self.look_inside()
         if number and self.told[-1]["agreement"] < self.method.agreement_limit:
             self.model.load_state_dict(previous)
             self.told.pop()
@@ -453,7 +472,7 @@ def _shifted(
 ) -> Callable[[nn.Module], AbstractContextManager[None]]:
     """Return what puts random ``shifts`` on the first ``inside`` of ``count`` images within a model."""
     if shifts is None:
-        return lambda model: nullcontext()
+        return nullcontext
     pick = torch.full((count,), -1)
     pick[:inside] = torch.randint(len(shifts), (inside,), generator=generator)
     return lambda model: shifts.entering(model, pick)
