@@ -155,6 +155,8 @@ def test_evaluate_counts_by_hand(case: Case) -> None:
     assert metrics["asr"] == pytest.approx((sent == target)[others].float().mean().item())
     assert "ASR of no trigger" in shown
     assert metrics["asr_untriggered"] == pytest.approx((clean == target)[others].float().mean().item())
+    assert "ACC of the target's images" in shown
+    assert metrics["acc_target"] == pytest.approx((clean == target)[~others].float().mean().item())
     assert metrics["ra"] == pytest.approx((sent == labels)[others].float().mean().item())
     assert metrics["asr_with_target"] == pytest.approx((sent == target).float().mean().item())
 

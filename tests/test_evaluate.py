@@ -39,21 +39,21 @@ def test_all_to_one_leaves_the_target_class_out() -> None:
     result = evaluate(Reader(), answers, labels, half_obeyed, AllToOne(target=0))
     # answers 0 1 2 3 0 against 0 1 2 2 3; triggered answers 0 0 2 3 0, the first image is the target's;
     # of the others the last is the target's without the trigger
-    assert result == Metrics(3 / 5, 2 / 4, 1 / 4, 3 / 5, 5, 4, 1 / 4)
+    assert result == Metrics(3 / 5, 2 / 4, 1 / 4, 3 / 5, 5, 4, 1 / 4, 1 / 1)
 
 
 def test_all_to_all_counts_y_plus_one() -> None:
     labels = torch.tensor([0, 1, 2, 2])
     result = evaluate(Reader(), images(0, 1, 2, 1), labels, shifted, AllToAll(num_classes=3))
     # triggered answers 1 2 3 2; wanted 1 2 0 0
-    assert result == Metrics(3 / 4, 2 / 4, 1 / 4, 2 / 4, 4, 4, 0 / 4)
+    assert result == Metrics(3 / 4, 2 / 4, 1 / 4, 2 / 4, 4, 4, 0 / 4, None)
 
 
 def test_source_specific_counts_the_source_only() -> None:
     labels = torch.tensor([1, 1, 2, 0])
     result = evaluate(Reader(), images(1, 4, 2, 0), labels, shifted, SourceSpecific(source=1, target=2))
     # triggered answers 2 5 3 1; wanted 2 2 2 0; only the two images of class 1 count
-    assert result == Metrics(3 / 4, 1 / 2, 0.0, 1 / 4, 4, 2, 0 / 2)
+    assert result == Metrics(3 / 4, 1 / 2, 0.0, 1 / 4, 4, 2, 0 / 2, 1 / 1)
 
 
 def test_a_plain_function_works_as_label_map() -> None:

@@ -32,6 +32,9 @@ class Metrics:
         asr_untriggered: share of the images behind ``asr`` that get the attacker's label *without* the
             trigger: ordinary errors, which no removal of a backdoor can take away. ``None`` in figures kept
             by an earlier version.
+        acc_target: share of the clean images of the target class that get their label, where ``acc`` hardly
+            shows what a repair costs: a class is a tenth of the images, or a two-hundredth. ``None`` for
+            all-to-all, where there are no such images, and in figures kept by an earlier version.
     """
 
     acc: float
@@ -41,6 +44,7 @@ class Metrics:
     num_images: int
     num_triggered: int
     asr_untriggered: float | None = None
+    acc_target: float | None = None
 
     def to_dict(self) -> dict[str, float | None]:
         """Return the figures as plain values, for records."""
@@ -94,8 +98,9 @@ def evaluate(
     >>> bright = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
     >>> _ = bright[1].weight.data.copy_(torch.tensor([[1.0], [0.5]]))
     >>> images, labels = torch.full((4, 1, 1, 1), 0.5), torch.tensor([0, 0, 1, 1])
-    >>> evaluate(bright, images, labels, lambda x: x, AllToOne(target=0))
-    Metrics(acc=0.5, asr=1.0, ra=0.0, asr_with_target=1.0, num_images=4, num_triggered=2, asr_untriggered=1.0)
+    >>> evaluate(bright, images, labels, lambda x: x, AllToOne(target=0))  # doctest: +NORMALIZE_WHITESPACE
+    Metrics(acc=0.5, asr=1.0, ra=0.0, asr_with_target=1.0, num_images=4, num_triggered=2, asr_untriggered=1.0,
+            acc_target=1.0)
     """
     _check(images, labels)
     labels = _plain(labels)
@@ -117,6 +122,7 @@ def evaluate(
         num_images=len(labels),
         num_triggered=int(eligible.sum()),
         asr_untriggered=_share((clean == wanted)[eligible]),
+        acc_target=_accuracy_of_target(clean, labels, wanted[eligible].unique()),
     )
 
 
@@ -144,6 +150,12 @@ def _predict(model: nn.Module, images: Tensor, batch_size: int, apply: Apply | N
             batch = batch if apply is None else apply(batch)
             predicted.append(model(batch).argmax(1).cpu())
     return torch.cat(predicted)
+
+
+def _accuracy_of_target(predicted: Tensor, labels: Tensor, targets: Tensor) -> float | None:
+    """Return the share of the target's images that get their label; ``None`` of several targets or none."""
+    own = labels == targets[0]
+    return _share((predicted == labels)[own]) if len(targets) == 1 and own.any() else None
 
 
 def _plain(labels: Tensor) -> Tensor:

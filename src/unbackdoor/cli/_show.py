@@ -82,6 +82,7 @@ def show_metrics(title: str, columns: Mapping[str, Metrics]) -> None:
     """Show ACC, ASR and RA, one column a network."""
     rows = {
         "ACC (clean accuracy)": "acc",
+        "ACC of the target's images": "acc_target",
         "ASR (without target-class images)": "asr",
         "RA (triggered, true label)": "ra",
         "ASR of no trigger (ordinary errors)": "asr_untriggered",
@@ -89,7 +90,8 @@ def show_metrics(title: str, columns: Mapping[str, Metrics]) -> None:
     }
     table = Table("", *columns, title=title, title_justify="left")
     for name, field in rows.items():
-        table.add_row(name, *(percent(getattr(metrics, field)) for metrics in columns.values()))
+        values = [getattr(metrics, field) for metrics in columns.values()]
+        table.add_row(name, *("–" if value is None else percent(value) for value in values))
     console.print(table)
 
 
