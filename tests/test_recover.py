@@ -694,6 +694,7 @@ def test_features_reach_as_far_as_triggers_do_at_the_layer() -> None:
     family, radius = features_at(Doubler(), "inner", images, triggered)
     assert radius.item() == pytest.approx(0.2, abs=1e-6)
     assert (family.layer, family.shape) == ("inner", (1,))
+    assert family.strong_rate == pytest.approx(0.3 * 0.2, abs=1e-6)
     assert family.least == pytest.approx(images.mean((1, 2, 3)).min().item())
     params = family.start_at(radius, 4, (1, 2, 2), generator())
     assert params[0].abs().flatten().tolist() == pytest.approx([0.1] * 4, abs=1e-6)

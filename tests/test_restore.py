@@ -14,7 +14,7 @@ from unbackdoor._clean import CleanImages
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods import Restore
 from unbackdoor.methods._base import Session
-from unbackdoor.methods._handicap import own_margins, set_back_, tolerated
+from unbackdoor.methods._handicap import handicap, own_margins, set_back_
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
 from unbackdoor.methods.restore import BY_CHANCE, _Repair, covering, half_of
 from unbackdoor.recover import (
@@ -321,6 +321,13 @@ class Reader(nn.Module):
         return self.last(images[:, 0].mean((1, 2))[:, None])[:, :CLASSES]
 
 
+class Softened(Reader):
+    """The same in probabilities: the last layer's outputs are not the answers."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images).softmax(1)
+
+
 def shades(classes: list[int]) -> CleanImages:
     labels = torch.tensor(classes)
     shade = (labels + 0.5).view(-1, 1, 1, 1).expand(-1, 3, 12, 12) / CLASSES
@@ -331,8 +338,8 @@ def test_a_class_is_set_back_by_a_third_of_what_hard_views_of_its_own_images_bea
     model, clean = Reader(), shades([4, 5])
     margins = own_margins(model, model, clean, 5, generator(0))
     assert 100 < len(margins) <= 384 and margins.min() > 0
-    assert tolerated(margins) == pytest.approx(margins.quantile(0.01).item() / 3)
-    by = tolerated(margins)
+    assert handicap(margins) == pytest.approx(margins.quantile(0.01).item() / 3)
+    by = handicap(margins)
     before = model(clean.images)
     assert set_back_(model, "last", 5, by, clean.images)
     change = model(clean.images) - before
@@ -342,7 +349,24 @@ def test_a_class_is_set_back_by_a_third_of_what_hard_views_of_its_own_images_bea
     assert own_margins(model, model, shades([5, 5]), 5, generator(0)).numel() == 0
 
 
-@pytest.mark.parametrize("model", [Reader(bias=False), Reader(widest=7)], ids=["no bias", "not the answers"])
+@pytest.mark.parametrize(
+    ("lost", "by"), [(0.2, 0.0), (0.3, -0.125), (0.6, -0.5)], ids=["a few views", "a quarter", "most"]
+)
+def test_a_class_is_set_forward_where_it_lost_its_own_views_but_not_far(lost: float, by: float) -> None:
+    margins = torch.full((100,), 3.0)
+    margins[: int(100 * lost)] = -0.125 if lost < 0.5 else -4.0
+    assert handicap(margins) == by
+    model, images = Reader(), shades([4, 5]).images
+    before = model(images)[:, 5]
+    assert by == 0 or set_back_(model, "last", 5, by, images)
+    torch.testing.assert_close(model(images)[:, 5], before - by)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Reader(bias=False), Reader(widest=7), Softened()],
+    ids=["no bias", "more outputs", "not the answers"],
+)
 def test_where_a_bias_does_not_set_a_class_back_nothing_changes(model: Reader) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert not set_back_(model, "last", 5, 1.0, shades([4, 5]).images)
@@ -458,6 +482,7 @@ def test_a_planted_backdoor_is_named_and_erased_from_one_image_a_class(victim) -
     assert result.report.details["backdoor"].startswith("found, to class 2 (")
     assert result.report.details["success of triggers found afresh"] <= 0.5
     assert result.report.details["images are enlarged"] is True
+    assert result.report.details["handicap"] == 0 < result.report.details["target_kept"] <= 1
     accuracy, success = rates(result.model, images, labels)
     assert accuracy > 0.9
     assert success < 0.1

@@ -2,6 +2,7 @@
 
 Where stand-ins for the attacker's trigger were erased, a part of it goes on to lead to the target by little.
 A class whose own images are answered with logits to spare can give some of them away, and that part is gone.
+One that lost its own images in the repair gets a little back.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ LOST = 0.01
 """Share of these views whose margins do not count."""
 BORNE = 1 / 3
 """Share of the smallest margin of the others that may be taken."""
+MISSED, FORWARD = 0.25, 0.5
+"""Share of the views from which on the class is set forward; by so many logits at most."""
 LEAST = 32
 """Views that the original has to know, at least: nothing is told by fewer."""
 
@@ -42,23 +45,28 @@ def own_margins(
     )
 
 
-def tolerated(margins: Tensor) -> float:
-    """Return by how many logits a class can be set back: a third of what its own views (n,) bear.
+def handicap(margins: Tensor) -> float:
+    """Return by how many logits to set a class back that leads by ``margins``, (n,), on views of its own.
 
-    Three times as much would leave all but one view in a hundred: test images vary more than views of one.
-    Nothing where few views tell, or more are lost already.
+    A third of what the views bear: three times as much would leave all but one in a hundred, as test images
+    vary more than views of one. Where more than a quarter of them are lost already, the class is set forward,
+    below zero, until they are not, by half a logit at most: what it gains, the trigger does, too. Nothing
+    where few views tell.
 
-    >>> tolerated(torch.full((40,), 6.0)), tolerated(torch.full((40,), -1.0)), tolerated(torch.ones(3))
-    (2.0, 0.0, 0.0)
+    >>> handicap(torch.full((40,), 6.0)), handicap(torch.full((40,), -0.25)), handicap(torch.ones(3))
+    (2.0, -0.25, 0.0)
     """
-    return max(0.0, margins.quantile(LOST).item() * BORNE) if len(margins) >= LEAST else 0.0
+    if len(margins) < LEAST:
+        return 0.0
+    back, lost = margins.quantile(LOST).item() * BORNE, -margins.quantile(MISSED).item()
+    return max(0.0, back) - min(FORWARD, max(0.0, lost))
 
 
 @torch.no_grad()
 def set_back_(model: nn.Module, layer: str, target: int, by: float, images: Tensor) -> bool:
-    """Take ``by`` from the target's logit, by the bias of the last layer, in place; tell whether that worked.
+    """Take ``by`` from the target's logit, in place, by the last layer's bias; tell whether that worked.
 
-    Where the layer has no bias, or its outputs are not the network's answers, nothing is changed.
+    Below zero it is given. Where the layer has no bias, or its outputs are not the network's answers, nothing is changed.
     """
     bias = model.get_submodule(layer).bias
     before = model(images)

@@ -23,7 +23,8 @@ its clean answer, in closed form. The package's default.
             less; with shifts, failing by a hair is enough
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
-    where shifts were found: set t's logit back by a third of what hard views of its own images bear in f'
+    where shifts were found: set t's logit back by a third of what hard views of its own images bear in f',
+        or forward, by half a logit at most, where a quarter of these views are lost
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
@@ -34,7 +35,7 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   and almost all of that in the images of the target itself: its own features are such a disturbance, too.
   So it is left out where triggers have a place or a form of their own, and carry over as they are.
 * The target set back. Where its own clean images, mixed, noisy or turned, are answered with logits to spare,
-  some are given away, and what is left of the trigger with them.
+  some are given away, and what is left of the trigger with them; where many are lost, it gets a little back.
 * Weights. A mask of a network has far more freedom than ten images can settle, and gradient steps from a
   confident backdoor (margins of many tens of logits) are violent. What a trigger adds to a layer's input lies
   in few directions; ridge regression removes these and keeps, of all weights that do so, those that answer
@@ -78,7 +79,7 @@ from unbackdoor._clean import CleanImages
 from unbackdoor._errors import require
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods._base import Method, Session
-from unbackdoor.methods._handicap import own_margins, set_back_, tolerated
+from unbackdoor.methods._handicap import handicap, own_margins, set_back_
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
 from unbackdoor.recover import (
     CLEAR,
@@ -237,16 +238,16 @@ class Restore(Method):
         findings: tuple[Finding, ...],
         session: Session,
     ) -> dict[str, float | None]:
-        """Set a target whose trigger covers the image back by what its own images bear; returns what is told.
+        """Set a target whose trigger covers the image back by what its own images bear; tell how that went.
 
-        That is the handicap in logits, and the share of hard views of the target's own images that are still
+        Told are the handicap in logits, and the share of hard views of the target's own images that are still
         answered so, ``None`` where there are none or every class is a target.
         """
         if findings[0].all_to_all:
             return {"handicap": 0.0, "target_kept": None}
         target = findings[0].goal
         margins = own_margins(model, original, clean, target, session.generator)
-        by = tolerated(margins) if covering(findings) else 0.0
+        by = handicap(margins) if covering(findings) else 0.0
         by = by if by and set_back_(model, last, target, by, clean.images[:MEASURED]) else 0.0
         kept = (margins > by).float().mean().item() if len(margins) else None
         return {"handicap": by, "target_kept": kept}
