@@ -66,7 +66,8 @@ def handicap(margins: Tensor) -> float:
 def set_back_(model: nn.Module, layer: str, target: int, by: float, images: Tensor) -> bool:
     """Take ``by`` from the target's logit, in place, by the last layer's bias; tell whether that worked.
 
-    Below zero it is given. Where the layer has no bias, or its outputs are not the network's answers, nothing is changed.
+    Below zero it is given. Where the layer has no bias, or its outputs are not the network's answers, nothing
+    changes.
     """
     bias = model.get_submodule(layer).bias
     before = model(images)
