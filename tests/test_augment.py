@@ -16,6 +16,7 @@ from unbackdoor._augment import (
     random_flip,
     random_resized_crop,
     random_shift,
+    turned,
 )
 
 EVERY: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
@@ -139,3 +140,16 @@ def test_enlarged_images_show_the_middle_and_the_corners() -> None:
     assert sorted(corners) == pytest.approx([0.1, 0.3, 0.5, 0.9], abs=0.03)
     whole = torch.cat(list(enlarged(image, zooms=[1.0])))
     torch.testing.assert_close(whole, image.expand(5, -1, -1, -1))
+
+
+def test_turning_keeps_a_disc_and_moves_a_bar_by_thirty_degrees_at_most() -> None:
+    at = torch.arange(32) - 15.5
+    radius = (at[:, None].square() + at.square()).sqrt()
+    disc = (1 - radius / 16).clamp(0, 1).expand(100, 1, -1, -1)
+    torch.testing.assert_close(turned(disc, seeded()), disc, atol=0.05, rtol=0)
+    bar = ((at[None].abs() < 2) & (radius > 10) & (at[:, None] < 0)).float().expand(100, 1, -1, -1)
+    top = turned(bar, seeded())
+    sideways = (top * at).sum((1, 2, 3)) / top.sum((1, 2, 3))
+    upwards = -(top * at[:, None]).sum((1, 2, 3)) / top.sum((1, 2, 3))
+    angles = torch.rad2deg(torch.atan2(sideways, upwards))
+    assert angles.min() < -25 and angles.max() > 25 and angles.abs().max() < 31

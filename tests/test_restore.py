@@ -14,7 +14,7 @@ from unbackdoor._clean import CleanImages
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods import Restore
 from unbackdoor.methods._base import Session
-from unbackdoor.methods._handicap import handicap, own_margins, set_back_
+from unbackdoor.methods._handicap import handicap, hard_views, own_margins, set_back_
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
 from unbackdoor.methods.restore import BY_CHANCE, _Repair, covering, half_of
 from unbackdoor.recover import (
@@ -347,6 +347,16 @@ def test_a_class_is_set_back_by_a_third_of_what_hard_views_of_its_own_images_bea
     assert change[:, :5].abs().max() == 0
     assert own_margins(model, model, shades([0, 1]), 5, generator(0)).numel() == 0
     assert own_margins(model, model, shades([5, 5]), 5, generator(0)).numel() == 0
+
+
+def test_hard_views_are_mixed_with_others_noisy_and_turned() -> None:
+    own, other = torch.linspace(0, 0.5, 12).expand(3, 12, 12), torch.ones(3, 12, 12)
+    clean = CleanImages(torch.stack([own, other]), torch.tensor([1, 0]), 2, 0.0)
+    mixed, noisy, tilted = hard_views(clean, 1, generator(0)).split(128)
+    torch.testing.assert_close(mixed, (0.6 * own + 0.4).expand(128, -1, -1, -1))
+    assert 0.02 < (noisy - own).std() < 0.15
+    columns = tilted.diff(dim=2).abs().mean((1, 2, 3))
+    assert (columns > 0.005).float().mean() > 0.5
 
 
 @pytest.mark.parametrize(

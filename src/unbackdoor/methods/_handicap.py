@@ -38,7 +38,7 @@ def own_margins(
     Images are mixed with others, noisy, turned; those views count that the original answers as the target.
     None where the class is not among the images.
     """
-    views = _hard_views(clean, target, generator)
+    views = hard_views(clean, target, generator)
     known = views[original(views).argmax(1) == target] if len(views) else views
     return (
         margin(model(known), torch.full((len(known),), target, device=known.device)) if len(known) else known
@@ -82,7 +82,7 @@ def set_back_(model: nn.Module, layer: str, target: int, by: float, images: Tens
     return False
 
 
-def _hard_views(clean: CleanImages, target: int, generator: torch.Generator) -> Tensor:
+def hard_views(clean: CleanImages, target: int, generator: torch.Generator) -> Tensor:
     """Return views of the target's images (N, C, H, W); none where there are no others to mix them with."""
     own, others = clean.images[clean.labels == target], clean.images[clean.labels != target]
     if not len(own) or not len(others):
