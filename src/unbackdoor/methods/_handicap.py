@@ -58,8 +58,8 @@ def handicap(margins: Tensor) -> float:
     """
     if len(margins) < LEAST:
         return 0.0
-    back, lost = margins.quantile(LOST).item() * BORNE, -margins.quantile(MISSED).item()
-    return max(0.0, back) - min(FORWARD, max(0.0, lost))
+    least, usual = margins.float().quantile(torch.tensor([LOST, MISSED], device=margins.device)).tolist()
+    return max(0.0, BORNE * least) - min(FORWARD, max(0.0, -usual))
 
 
 @torch.no_grad()
