@@ -196,8 +196,14 @@ def test_triggers_found_afresh_need_not_fail_clearly_where_some_were_found_insid
     first = {"margins": [50.0], "success": 1.0, "agreement": 1.0, "noise": None, "inside": None}
     last = {"margins": [0.0], "success": 0.4, "agreement": 0.99, "noise": None}
     method = Restore(agreement_free=1.0)
+    inside = first | {"inside": 90.0}
     assert not method.done([first, last], all_to_all=False)
-    assert method.done([first | {"inside": 90.0}, last], all_to_all=False)
+    assert method.done([inside, last], all_to_all=False)
+    moving = last | {"success": 0.55, "agreement": 0.94}
+    assert not method.done([inside, moving], all_to_all=False)
+    assert method.done([inside, moving | {"agreement": 0.92}], all_to_all=False)
+    assert method.done([inside, moving, moving], all_to_all=False)
+    assert method.done([first, moving | {"success": 0.4}], all_to_all=False)
 
 
 class Reddened(nn.Module):

@@ -20,7 +20,7 @@ its clean answer, in closed form. The package's default.
             (all-to-all: when their success is a tenth of the first ones'); where triggers were weak from the
             start, as those for all-to-all, not before the second round, if the first cost next to nothing;
             where sums alone tell of t and noise led there by far: when it leads elsewhere, and f' agrees
-            less; with shifts, failing by a hair is enough
+            less; with shifts, failing by a hair is enough, but for triggers that move half of the images yet
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f',
@@ -102,6 +102,8 @@ TOGETHER = 4
 """Layers whose rows in the original network are held at once: those of all would fill the memory."""
 BY_CHANCE = 64
 """Triggers as chance makes them, a finding."""
+HALF = 0.5
+"""Share of the images that fresh triggers may move after a first round with triggers inside the network."""
 MEASURED = 128
 """Images on which it is measured what triggers change at a layer."""
 
@@ -260,7 +262,7 @@ class Restore(Method):
         cost next to nothing is followed by a second, and they must fail clearly as long as the network agrees
         with the original on nearly all images, or, where they move many images after the first, on few less.
         Where noise tells of the target, noise tells of the end. Triggers at a late layer cover more than
-        those found afresh, which need not fail clearly then.
+        those found afresh, which need not fail clearly then, unless they move half of the images.
         """
         first, last = told[0], told[-1]
         if self._silenced(first, last):
@@ -273,8 +275,10 @@ class Restore(Method):
         if all_to_all or strongest <= 0:
             return last["success"] <= self.success_share * first["success"]
         beyond = self.margin_share * strongest - max(last["margins"])
-        bound = self.agreement_fair if once and last["success"] > self.success_left else self.agreement_ample
-        clearly = last["agreement"] >= bound and first["inside"] is None
+        inside = first["inside"] is not None
+        moving = once and last["success"] > (HALF if inside else self.success_left)
+        bound = self.agreement_fair if moving else self.agreement_ample
+        clearly = last["agreement"] >= bound and (moving or not inside)
         return beyond >= (self.clearance if clearly else 0)
 
     def _silenced(self, first: dict[str, Any], last: dict[str, Any]) -> bool:
