@@ -385,7 +385,7 @@ def test_a_class_is_set_forward_where_it_lost_its_own_views_but_not_far(lost: fl
 )
 def test_where_a_bias_does_not_set_a_class_back_nothing_changes(model: Reader) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert not set_back_(model, "last", 5, 1.0, shades([4, 5]).images)
+    assert not set_back_(model, "last", 5, 0.1, shades([4, 5]).images)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

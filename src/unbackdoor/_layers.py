@@ -81,7 +81,8 @@ class LayerRows:
     ) -> dict[str, Tensor]:
         """Return {layer: rows (N·r, in (+1 for a bias))} for images (N, C, H, W); hooks are always removed.
 
-        The forward pass stops at the last layer asked for, and runs within the context of that name.
+        The forward pass stops at the last layer asked for. ``within(model)`` is entered for all of them: what
+        is done to the network while it runs.
         """
         rows: dict[str, list[Tensor]] = {name: [] for name in layers}
         with within(model):

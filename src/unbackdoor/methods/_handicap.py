@@ -16,9 +16,8 @@ from unbackdoor.recover import margin
 
 VIEWS = 128
 """Hard views of the target's images, of each kind."""
-MIXED = 0.4
-"""Share of another class's image in a mixed view; NOISE: largest standard deviation in a noisy one."""
-NOISE = 0.15
+MIXED, NOISE = 0.4, 0.15
+"""Share of another class's image in a mixed view; largest standard deviation in a noisy one."""
 LOST = 0.01
 """Share of these views whose margins do not count."""
 BORNE = 1 / 3
@@ -40,9 +39,9 @@ def own_margins(
     """
     views = hard_views(clean, target, generator)
     known = views[original(views).argmax(1) == target] if len(views) else views
-    return (
-        margin(model(known), torch.full((len(known),), target, device=known.device)) if len(known) else known
-    )
+    if not len(known):
+        return known.new_empty(0)
+    return margin(model(known), torch.full((len(known),), target, device=known.device))
 
 
 def handicap(margins: Tensor) -> float:
@@ -73,12 +72,12 @@ def set_back_(model: nn.Module, layer: str, target: int, by: float, images: Tens
     before = model(images)
     if bias is None or len(bias) != before.shape[1]:
         return False
-    wanted = before.clone()
+    wanted, as_it_was = before.clone(), bias.clone()
     wanted[:, target] -= by
     bias[target] -= by
     if torch.allclose(model(images), wanted, rtol=1e-3, atol=1e-3):
         return True
-    bias[target] += by
+    bias.copy_(as_it_was)  # Adding it again could round to another value.
     return False
 
 

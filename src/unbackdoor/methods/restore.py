@@ -410,8 +410,8 @@ class _Repair:
         fresh, margins, success = self.method.recover(self.model, self.clean, self.findings, self.session)
         share = agreement(self.model, self.original, self.probes)
         self.pool += fresh
-        told = {"margins": margins, "success": success, "agreement": share, "noise": self.lead_of_noise()}
-        self.told.append(told | {"inside": None})
+        told = {"margins": margins, "success": success, "agreement": share}
+        self.told.append({**told, "noise": self.lead_of_noise(), "inside": None})
 
     def look_inside(self) -> None:
         """Search the strongest triggers at the first late layer, no larger there than those in images."""
