@@ -14,6 +14,7 @@ from unbackdoor._clean import CleanImages
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods import Restore
 from unbackdoor.methods._base import Session
+from unbackdoor.methods._given_back import give_back_
 from unbackdoor.methods._handicap import handicap, hard_views, own_margins, set_back_
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
 from unbackdoor.methods.restore import BY_CHANCE, _Repair, covering, half_of
@@ -277,12 +278,13 @@ def test_triggers_inside_are_searched_where_the_attackers_covers_the_image(
     model = nn.Sequential(nn.Flatten(), nn.Linear(432, 8), nn.ReLU(), nn.Linear(8, CLASSES)).eval()
     images, labels = toy(1, 0)
     clean = CleanImages(images, labels, CLASSES, 0.0)
+    monkeypatch.setattr(_Repair, "noise_goes_on", lambda _: False)
     seen = []
     spied = Restore.restore
     monkeypatch.setattr(Restore, "restore", lambda *given: (seen.append(given[7]), spied(*given))[1])
     told = Restore(rounds=2, strong_steps=2, strong_count=3, num_images=32, agreement_limit=0.0).erase(
         model, ["1", "3"], clean, tuple(findings), Session(generator(0))
-    )
+    )["rounds"]
     assert covering(tuple(findings)) is covers
     assert [entry["inside"] is not None for entry in told] == [covers] * (len(told) - 1) + [False]
     assert [len(shifts.add) if shifts else 0 for shifts in seen] == [
@@ -290,7 +292,7 @@ def test_triggers_inside_are_searched_where_the_attackers_covers_the_image(
     ]
     assert not covers or {shifts.layer for shifts in seen} == {"1"}
     off = Restore(rounds=1, strong_steps=1, num_images=16, feature_share=0.0)
-    told = off.erase(model, ["1", "3"], clean, tuple(findings), Session(generator(0)))
+    told = off.erase(model, ["1", "3"], clean, tuple(findings), Session(generator(0)))["rounds"]
     assert [entry["inside"] for entry in told] == [None] * len(told)
 
 
@@ -389,17 +391,77 @@ def test_where_a_bias_does_not_set_a_class_back_nothing_changes(model: Reader) -
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_only_a_target_whose_trigger_covers_the_image_is_set_back() -> None:
-    clean, told = shades([4, 5]), {}
-    for name, found in {"smooth": finding(Smooth(), 5), "patch": finding(Patch(), 5)}.items():
+def repair_of(model: nn.Module, found: Finding, shifts: Shifts | None = None) -> _Repair:
+    clean, session = shades([4, 5]), Session(generator(0))
+    pool = [Smooth().decode([torch.zeros(1, 3, 6, 6)])]
+    given = (["last"], clean, (found,), session, clean.images)
+    return _Repair(Restore(), model, Reader(), *given, pool, shifts=shifts)
+
+
+def test_only_a_target_that_triggers_inside_lead_to_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unbackdoor.methods.restore.give_back_", lambda *_: True)
+    told = {}
+    for name, shifts in {"inside": Shifts("last", torch.zeros(1, 1), -torch.inf), "none": None}.items():
         model = Reader()
-        told[name] = Restore().set_back(model, Reader(), "last", clean, (found,), Session(generator(0)))
-        assert (model(clean.images) == Reader()(clean.images)).all().item() is (name == "patch")
-    assert told["smooth"]["handicap"] > 0 == told["patch"]["handicap"]
-    assert told["smooth"]["target_kept"] >= 0.99 and told["patch"]["target_kept"] == 1.0
-    everywhere = (finding(Patch(), CLASSES, all_to_all=True),)
-    told = Restore().set_back(Reader(), Reader(), "last", clean, everywhere, Session(generator(0)))
-    assert told == {"handicap": 0.0, "target_kept": None}
+        told[name] = repair_of(model, finding(Smooth(), 5), shifts).set_back()
+        assert (model(images := shades([4, 5]).images) == Reader()(images)).all().item() is (name == "none")
+    assert told["inside"]["handicap"] > 0 == told["none"]["handicap"]
+    assert told["inside"]["target_kept"] >= 0.99 and told["none"]["target_kept"] == 1.0
+    assert told["inside"]["given_back"] and not told["none"]["given_back"]
+    told = repair_of(Reader(), finding(Patch(), CLASSES, all_to_all=True)).set_back()
+    assert told == {"given_back": False, "handicap": 0.0, "target_kept": None}
+
+
+@pytest.mark.parametrize(
+    ("noise", "goes_on"),
+    [([5.0], False), ([5.0, 1.0], True), ([5.0, -1.0], False), ([None, None], False)],
+    ids=["before a round", "leads yet", "leads elsewhere", "not asked"],
+)
+def test_triggers_inside_follow_where_noise_leads_to_the_target_after_a_round(
+    noise: list[float | None], goes_on: bool
+) -> None:
+    repair = repair_of(Reader(), finding(Additive(), 5))
+    repair.told = [{"noise": n} for n in noise]
+    assert repair.noise_goes_on() is goes_on
+
+
+class Sight(nn.Module):
+    """Answers by the means of the three channels, through the last layer."""
+
+    def __init__(self, weight: torch.Tensor):
+        super().__init__()
+        self.last = nn.Linear(3, len(weight)).requires_grad_(False)
+        self.last.weight[:], self.last.bias[:] = weight, 0.0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.last(images.mean((2, 3)))
+
+
+def test_a_target_gets_its_own_images_back_and_triggered_ones_stay_below_their_answer() -> None:
+    labels = torch.arange(3).repeat(2)
+    images = 0.1 + 0.8 * torch.eye(3)[labels][:, :, None, None].expand(-1, -1, 12, 12)
+    clean = CleanImages(images.clone(), labels, 3, 0.0)
+    original = Sight(20 * torch.eye(3))
+    model = Sight(20 * torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 0]]))
+    small = Finding(2, False, Smooth(), 0.5, 1.0, [torch.zeros(1, 3, 6, 6)])
+    shifts = Shifts("last", torch.tensor([[0.0, 0.0, 0.2]]), -torch.inf)
+    pool, last = [small.family.decode(small.params)], "last"
+    before, kept = model(images), model.last.weight[:2].clone()
+    assert (before.argmax(1) == labels).tolist() == (labels < 2).tolist()
+    assert give_back_(model, original, last, clean, 2, pool, shifts, generator(0))
+    assert (model(images).argmax(1) == labels).all()
+    torch.testing.assert_close(model.last.weight[:2], kept)
+    with shifts.entering(model, torch.zeros(6, dtype=torch.int64)):
+        assert (model(images).argmax(1) == labels).all()
+
+
+def test_a_target_without_images_or_answers_elsewhere_than_the_last_layer_is_left_as_it_is() -> None:
+    shifts, clean = Shifts("last", torch.zeros(1, 1), -torch.inf), shades([4, 5])
+    pool = [Smooth().decode(finding(Smooth()).params)]
+    for model, target in ((Softened(), 5), (Reader(widest=7), 5), (Reader(), 3)):
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        assert not give_back_(model, Reader(), "last", clean, target, pool, shifts, generator(0))
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_clean_rows_get_warps_by_chance_on_half_of_the_images_and_other_families_none() -> None:

@@ -5,8 +5,9 @@ its clean answer, in closed form. The package's default.
     for every finding (target t, family, minimal trigger): place = where the minimal trigger sits
     repeat, at most R rounds:
         pool += triggers at the place with the largest margin of t on the current f', from fresh varied starts
-        where they stand in for one that covers the image: shifts += disturbances of the first late layer's
-            input with the largest margin of t on f', no larger there than what the pool does in f
+        where they stand in for one that covers the image, and where sums alone tell of t and noise still
+            leads there: shifts += disturbances of the first late layer's input with the largest margin
+            of t on f', no larger there than what the pool does in f
         f' = f
         for each late layer W of f', in the order the network runs them:
             u  = its inputs for clean images in f,      ũ = the same images in f'
@@ -23,8 +24,9 @@ its clean answer, in closed form. The package's default.
             less; with shifts, failing by a hair is enough, but for triggers that move half of the images yet
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
-    where shifts were found: set t's logit back by a third of what hard views of its own images bear in f',
-        or forward, by half a logit at most, where a quarter of these views are lost
+    where shifts were found: refit t's row of the last layer, so that t's own images get their margins back
+        and triggered ones stay below their answers; then set t's logit back by a third of what hard views of
+        its own images bear in f', or forward, by half a logit at most, where a quarter of these are lost
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
@@ -34,6 +36,8 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   What it does at the first late layer is covered better by the strongest disturbance there. It costs more,
   and almost all of that in the images of the target itself: its own features are such a disturbance, too.
   So it is left out where triggers have a place or a form of their own, and carry over as they are.
+* The target's row refitted. Shifts take most of what the target's own images show away, but of what is left
+  another sum can tell them from triggered ones.
 * The target set back. Where its own clean images, mixed, noisy or turned, are answered with logits to spare,
   some are given away, and what is left of the trigger with them; where many are lost, it gets a little back.
 * Weights. A mask of a network has far more freedom than ten images can settle, and gradient steps from a
@@ -79,6 +83,7 @@ from unbackdoor._clean import CleanImages
 from unbackdoor._errors import require
 from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
 from unbackdoor.methods._base import Method, Session
+from unbackdoor.methods._given_back import give_back_
 from unbackdoor.methods._handicap import handicap, own_margins, set_back_
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
 from unbackdoor.recover import (
@@ -202,10 +207,7 @@ class Restore(Method):
         if verdict.backdoored and layers:
             clean = unless_enlarging_triggers(model, clean, [f.target for f in verdict.findings])
             details["images are enlarged"] = clean.enlarge
-            original = copy.deepcopy(model)
-            details["rounds"] = self.erase(model, layers, clean, verdict.findings, session)
-            details["success of triggers found afresh"] = round(details["rounds"][-1]["success"], 3)
-            details |= self.set_back(model, original, layers[-1], clean, verdict.findings, session)
+            details |= self.erase(model, layers, clean, verdict.findings, session)
         details["restored_layers"] = layers if verdict.backdoored else []
         return details
 
@@ -221,38 +223,19 @@ class Restore(Method):
         clean: CleanImages,
         findings: tuple[Finding, ...],
         session: Session,
-    ) -> list[dict[str, Any]]:
-        """Alternate recovery and restoration until fresh triggers fail; returns one entry a round."""
+    ) -> dict[str, Any]:
+        """Alternate recovery and restoration until fresh triggers fail, and set the target back; tells of it.
+
+        ``rounds`` has one entry a look; for ``handicap`` and ``target_kept`` see ``_Repair.set_back``.
+        """
         probes = varied(clean, self.num_images, session.generator)
         repair = _Repair(self, model, copy.deepcopy(model), layers, clean, findings, session, probes)
         repair.look()
         for number in range(self.rounds):
             if not repair.attempt(number):
                 break
-        return repair.told
-
-    def set_back(
-        self,
-        model: nn.Module,
-        original: nn.Module,
-        last: str,
-        clean: CleanImages,
-        findings: tuple[Finding, ...],
-        session: Session,
-    ) -> dict[str, float | None]:
-        """Set a target whose trigger covers the image back by what its own images bear; tell how that went.
-
-        Told are the handicap in logits, and the share of hard views of the target's own images that are still
-        answered so, ``None`` where there are none or every class is a target.
-        """
-        if findings[0].all_to_all:
-            return {"handicap": 0.0, "target_kept": None}
-        target = findings[0].goal
-        margins = own_margins(model, original, clean, target, session.generator)
-        by = handicap(margins) if covering(findings) else 0.0
-        by = by if by and set_back_(model, last, target, by, clean.images[:MEASURED]) else 0.0
-        kept = (margins > by).float().mean().item() if len(margins) else None
-        return {"handicap": by, "target_kept": kept}
+        fresh = round(repair.told[-1]["success"], 3)
+        return {"rounds": repair.told, "success of triggers found afresh": fresh, **repair.set_back()}
 
     def done(self, told: list[dict[str, Any]], all_to_all: bool) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
@@ -275,7 +258,7 @@ class Restore(Method):
         if all_to_all or strongest <= 0:
             return last["success"] <= self.success_share * first["success"]
         beyond = self.margin_share * strongest - max(last["margins"])
-        inside = first["inside"] is not None
+        inside = any(entry["inside"] is not None for entry in told[:-1])
         moving = once and last["success"] > (HALF if inside else self.success_left)
         bound = self.agreement_fair if moving else self.agreement_ample
         clearly = last["agreement"] >= bound and (moving or not inside)
@@ -415,7 +398,7 @@ class _Repair:
 
     def look_inside(self) -> None:
         """Search the strongest triggers at the first late layer, no larger there than those in images."""
-        if not covering(self.findings) or not self.method.feature_share:
+        if not self.method.feature_share or not (covering(self.findings) or self.noise_goes_on()):
             return
         images, generator = varied(self.clean, MEASURED, self.session.generator), self.session.generator
         triggered = apply_random(self.pool, images, generator)
@@ -426,6 +409,10 @@ class _Repair:
         shifts, margins, _ = strengthen(*shared, **sizes)
         self.shifts = replace(shifts, add=torch.cat([self.shifts.add, shifts.add])) if self.shifts else shifts
         self.told[-1]["inside"] = margins.mean().item()
+
+    def noise_goes_on(self) -> bool:
+        """Tell whether noise still leads to the target after a round, where sums alone tell of it."""
+        return len(self.told) > 1 and (self.told[-1]["noise"] or 0) > 0
 
     def lead_of_noise(self) -> float | None:
         """By how many logits noise leads to the target, where sums alone tell of it; ``None`` elsewhere."""
@@ -452,6 +439,23 @@ class _Repair:
             return False
         return not self.method.done(self.told, self.findings[0].all_to_all)
 
+    def set_back(self) -> dict[str, bool | float | None]:
+        """Give a target that triggers inside lead to its own images back, then set it back by what they bear.
+
+        Told are whether its row was refitted, the handicap in logits, and the share of hard views of the
+        target's own images that are still answered so, ``None`` where there are none or every class is one.
+        """
+        if self.findings[0].all_to_all:
+            return {"given_back": False, "handicap": 0.0, "target_kept": None}
+        target, generator = self.findings[0].goal, self.session.generator
+        shared = (self.model, self.original, self.layers[-1], self.clean, target, self.pool)
+        given = bool(self.shifts) and give_back_(*shared, self.shifts, generator)
+        margins = own_margins(self.model, self.original, self.clean, target, generator)
+        by, seen = handicap(margins) if self.shifts else 0.0, self.clean.images[:MEASURED]
+        by = by if by and set_back_(self.model, self.layers[-1], target, by, seen) else 0.0
+        kept = (margins > by).float().mean().item() if len(margins) else None
+        return {"given_back": given, "handicap": by, "target_kept": kept}
+
     def by_chance(self) -> list[Recovered]:
         """Return triggers that chance makes where some were found, of families that have such."""
         drawn = []
@@ -466,7 +470,7 @@ def covering(findings: tuple[Finding, ...]) -> bool:
     """Tell whether a single target's trigger covers the image and what was found only stands in for it.
 
     Not where something of it has a place, nor where stripes alone tell of it, which have its form, or sums
-    alone: what stands for noise has no more to give inside the network.
+    alone: what stands for noise has no more to give inside the network, as long as it takes noise away.
     """
     at_a_place = any(isinstance(f.family, Patch | Strokes) or f.all_to_all for f in findings)
     return not at_a_place and {type(f.family) for f in findings} not in ({Additive}, {Stripes})
