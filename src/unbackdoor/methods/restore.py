@@ -24,9 +24,10 @@ its clean answer, in closed form. The package's default.
             less; with shifts, failing by a hair is enough, but for triggers that move half of the images yet
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
-    where shifts were found: refit t's row of the last layer, so that t's own images get their margins back
-        and triggered ones stay below their answers; then set t's logit back by a third of what hard views of
-        its own images bear in f', or forward, by half a logit at most, where a quarter of these are lost
+    where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
+        forward, by half a logit at most, where a quarter of these are lost; where most would be lost for all
+        that, refit t's row of the last layer first, so that t's own images get their margins back and
+        triggered ones stay below their answers
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
@@ -36,8 +37,8 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   What it does at the first late layer is covered better by the strongest disturbance there. It costs more,
   and almost all of that in the images of the target itself: its own features are such a disturbance, too.
   So it is left out where triggers have a place or a form of their own, and carry over as they are.
-* The target's row refitted. Shifts take most of what the target's own images show away, but of what is left
-  another sum can tell them from triggered ones.
+* The target's row refitted. Shifts can take most of what the target's own images show away, but of what is
+  left another sum can tell them from triggered ones.
 * The target set back. Where its own clean images, mixed, noisy or turned, are answered with logits to spare,
   some are given away, and what is left of the trigger with them; where many are lost, it gets a little back.
 * Weights. A mask of a network has far more freedom than ten images can settle, and gradient steps from a
@@ -108,7 +109,8 @@ TOGETHER = 4
 BY_CHANCE = 64
 """Triggers as chance makes them, a finding."""
 HALF = 0.5
-"""Share of the images that fresh triggers may move after a first round with triggers inside the network."""
+"""Share of the images that fresh triggers may move after a first round with triggers inside the network, and
+of the target's views that have to be left, or they are given back."""
 MEASURED = 128
 """Images on which it is measured what triggers change at a layer."""
 
@@ -440,21 +442,28 @@ class _Repair:
         return not self.method.done(self.told, self.findings[0].all_to_all)
 
     def set_back(self) -> dict[str, bool | float | None]:
-        """Give a target that triggers inside lead to its own images back, then set it back by what they bear.
+        """Set a target that triggers inside lead to back by what its own images bear; tell how that went.
 
-        Told are whether its row was refitted, the handicap in logits, and the share of hard views of the
-        target's own images that are still answered so, ``None`` where there are none or every class is one.
+        Where most of their views would be lost, they are given back first. Told are whether that was done,
+        the handicap in logits, and the share of hard views of the target's own images that are still answered
+        so, ``None`` where there are none or every class is a target.
         """
         if self.findings[0].all_to_all:
             return {"given_back": False, "handicap": 0.0, "target_kept": None}
         target, generator = self.findings[0].goal, self.session.generator
-        shared = (self.model, self.original, self.layers[-1], self.clean, target, self.pool)
-        given = bool(self.shifts) and give_back_(*shared, self.shifts, generator)
-        margins = own_margins(self.model, self.original, self.clean, target, generator)
+        given, margins = False, self._own_margins()
+        if self.shifts and (margins > handicap(margins)).float().mean() < HALF:
+            shared = (self.model, self.original, self.layers[-1], self.clean, target, self.pool)
+            given, margins = give_back_(*shared, self.shifts, generator), self._own_margins()
         by, seen = handicap(margins) if self.shifts else 0.0, self.clean.images[:MEASURED]
         by = by if by and set_back_(self.model, self.layers[-1], target, by, seen) else 0.0
         kept = (margins > by).float().mean().item() if len(margins) else None
         return {"given_back": given, "handicap": by, "target_kept": kept}
+
+    def _own_margins(self) -> Tensor:
+        return own_margins(
+            self.model, self.original, self.clean, self.findings[0].goal, self.session.generator
+        )
 
     def by_chance(self) -> list[Recovered]:
         """Return triggers that chance makes where some were found, of families that have such."""
