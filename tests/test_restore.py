@@ -432,8 +432,11 @@ def test_triggers_inside_follow_where_noise_leads_to_the_target_after_a_round(
     noise: list[float | None], goes_on: bool
 ) -> None:
     repair = repair_of(Reader(), finding(Additive(), 5))
-    repair.told = [{"noise": n} for n in noise]
-    assert repair.noise_goes_on() is goes_on
+    repair.told = [{"noise": n, "inside": None} for n in noise]
+    repair.pool = [Additive().decode(repair.findings[0].params)]
+    repair.look_inside()
+    assert (repair.shifts is not None) is goes_on
+    assert (repair.told[-1]["inside"] is not None) is goes_on
 
 
 class Sight(nn.Module):
@@ -455,7 +458,7 @@ def test_a_target_gets_its_own_images_back_and_triggered_ones_stay_below_their_a
     original = Sight(20 * torch.eye(3))
     model = Sight(20 * torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 0]]))
     small = Finding(2, False, Smooth(), 0.5, 1.0, [torch.zeros(1, 3, 6, 6)])
-    shifts = Shifts("last", torch.tensor([[0.0, 0.0, 0.9]]), -torch.inf)
+    shifts = Shifts("last", torch.tensor([[0.0, 0.0, 3.0]]), -torch.inf)
     pool, last = [small.family.decode(small.params)], "last"
     before, kept = model(images), model.last.weight[:2].clone()
     assert (before.argmax(1) == labels).tolist() == (labels < 2).tolist()
