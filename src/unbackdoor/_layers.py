@@ -166,3 +166,17 @@ def _padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
         total = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
         return (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
     return (layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0])
+
+
+def ridge_change(terms: list[tuple[Tensor, Tensor, float]], ridge: Tensor) -> Tensor:
+    """Return the change Δ (out, in) of a weight that minimises Σ w·mean‖Δx − y‖² + ridge·‖Δ‖².
+
+    Args:
+        terms: inputs x (n, in), what their outputs lack y (n, out), weight w, at least 0; n may differ.
+        ridge: a scalar, at least 0.
+    """
+    gram = sum(w / len(x) * (x.T @ x) for x, _, w in terms)
+    wanted = sum(w / len(x) * (x.T @ y) for x, y, w in terms)
+    # In double precision: rows can lie in few dimensions, and the ridge is small beside the largest.
+    system = gram.double() + (ridge + 1e-12) * torch.eye(len(gram)).to(gram.device)
+    return torch.cholesky_solve(wanted.double(), torch.linalg.cholesky(system)).T.to(gram)

@@ -7,15 +7,19 @@ can tell these images from triggered ones, where classes are as much alike as tr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unbackdoor._clean import CleanImages
-from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight
+from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, ridge_change
+from unbackdoor.methods._handicap import lead
 from unbackdoor.methods._varied import varied
-from unbackdoor.recover import Recovered, Shifts, apply_random, margin
+from unbackdoor.recover import Recovered, Shifts, apply_random
 
 IMAGES, VIEWS = 512, 256
 """Varied images with and without triggers; varied images of the target, and those with triggers inside."""
@@ -24,6 +28,8 @@ OWN = 0.3
 BELOW = 2.0
 """Logits by which the target stays below the answer under a trigger, at least."""
 RIDGE = 0.1
+"""Relative to the mean square of what varied images send into the layer."""
+Within = Callable[[nn.Module], AbstractContextManager[Any]]
 
 
 @torch.no_grad()
@@ -46,21 +52,23 @@ def give_back_(
     """
     images, beside, bare = (varied(clean, n, generator) for n in (IMAGES, IMAGES, VIEWS))
     views = _own_views(original, clean, target, generator)
-    last, rows = model.get_submodule(layer), LayerRows(1, generator)
-    weight = augmented_weight(last)
     pick = torch.randint(len(shifts), (VIEWS,), generator=generator)
-    plain = rows.of(model, {layer: last}, images)[layer]
+    last, rows = model.get_submodule(layer), LayerRows(1, generator)
+
+    def of(seen: Tensor, within: Within = nullcontext) -> Tensor:
+        return rows.of(model, {layer: last}, seen, within)[layer]
+
+    weight, plain = augmented_weight(last), of(images)
     if not len(views) or not _answers(plain @ weight.T, model(images)):
         return False
-    mine = rows.of(model, {layer: last}, views)[layer]
-    led = rows.of(model, {layer: last}, apply_random(pool, beside, generator))[layer]
-    inside = rows.of(model, {layer: last}, bare, lambda m: shifts.entering(m, pick))[layer]
-    strong = torch.cat([led, inside])
-    wanted = _others(mine @ weight.T, target) + margin(original(views), _all(target, views))
-    below = (strong @ weight.T)[:, target].minimum(_others(strong @ weight.T, target) - BELOW)
+    mine, led = of(views), of(apply_random(pool, beside, generator))
+    strong = torch.cat([led, of(bare, lambda net: shifts.entering(net, pick))])
+    wanted = _best_other(mine @ weight.T, target) + lead(original(views), target)
+    below = (strong @ weight[target]).minimum(_best_other(strong @ weight.T, target) - BELOW)
     terms = [(plain, plain @ weight[target], 1.0), (mine, wanted, OWN), (strong, below, 1.0)]
     change = torch.zeros_like(weight)
-    change[target] = _refit(weight[target], terms, RIDGE * plain.square().mean())
+    missing = [(x, (y - x @ weight[target])[:, None], w) for x, y, w in terms]
+    change[target] = ridge_change(missing, RIDGE * plain.square().mean())[0]
     add_to_weight_(last, change)
     return True
 
@@ -75,22 +83,10 @@ def _own_views(original: nn.Module, clean: CleanImages, target: int, generator: 
     return views[original(views).argmax(1) == target]
 
 
-def _refit(row: Tensor, terms: list[tuple[Tensor, Tensor, float]], ridge: Tensor) -> Tensor:
-    """Return the change of a row (in,) that brings x·row near y, for terms (x (n, in), y (n,), weight)."""
-    gram = sum(w / len(x) * (x.T @ x) for x, _, w in terms)
-    missing = sum(w / len(x) * (x.T @ (y - x @ row)) for x, y, w in terms)
-    system = gram.double() + (ridge + 1e-12) * torch.eye(len(gram)).to(gram.device)
-    return torch.cholesky_solve(missing.double()[:, None], torch.linalg.cholesky(system))[:, 0].to(row)
-
-
 def _answers(logits: Tensor, outputs: Tensor) -> bool:
     return logits.shape == outputs.shape and torch.allclose(logits, outputs, rtol=1e-3, atol=1e-3)
 
 
-def _others(logits: Tensor, target: int) -> Tensor:
-    """Return the largest logit but the target's, (n,)."""
-    return logits[:, target] - margin(logits, _all(target, logits))
-
-
-def _all(target: int, like: Tensor) -> Tensor:
-    return torch.full((len(like),), target, device=like.device)
+def _best_other(logits: Tensor, target: int) -> Tensor:
+    """Return the largest logit but the target's, (n,), of logits (n, classes)."""
+    return logits[:, target] - lead(logits, target)

@@ -41,7 +41,12 @@ def own_margins(
     known = views[original(views).argmax(1) == target] if len(views) else views
     if not len(known):
         return known.new_empty(0)
-    return margin(model(known), torch.full((len(known),), target, device=known.device))
+    return lead(model(known), target)
+
+
+def lead(logits: Tensor, target: int) -> Tensor:
+    """Return by how many logits ``target`` is ahead of the best other class, (n,), of logits (n, classes)."""
+    return margin(logits, torch.full((len(logits),), target, device=logits.device))
 
 
 def handicap(margins: Tensor) -> float:

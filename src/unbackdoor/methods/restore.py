@@ -82,7 +82,13 @@ from torch import Tensor, nn
 from unbackdoor._augment import noise, random_flip
 from unbackdoor._clean import CleanImages
 from unbackdoor._errors import require
-from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, restorable_layers
+from unbackdoor._layers import (
+    LayerRows,
+    add_to_weight_,
+    augmented_weight,
+    restorable_layers,
+    ridge_change,
+)
 from unbackdoor.methods._base import Method, Session
 from unbackdoor.methods._given_back import give_back_
 from unbackdoor.methods._handicap import handicap, own_margins, set_back_
@@ -109,8 +115,9 @@ TOGETHER = 4
 BY_CHANCE = 64
 """Triggers as chance makes them, a finding."""
 HALF = 0.5
-"""Share of the images that fresh triggers may move after a first round with triggers inside the network, and
-of the target's views that have to be left, or they are given back."""
+"""Share of the images that fresh triggers may move after a first round with triggers inside the network."""
+FEW_KEPT = 0.5
+"""Share of the target's hard views; where fewer would be kept, they are given back."""
 MEASURED = 128
 """Images on which it is measured what triggers change at a layer."""
 
@@ -228,7 +235,7 @@ class Restore(Method):
     ) -> dict[str, Any]:
         """Alternate recovery and restoration until fresh triggers fail, and set the target back; tells of it.
 
-        ``rounds`` has one entry a look; for ``handicap`` and ``target_kept`` see ``_Repair.set_back``.
+        ``rounds`` has one entry a look; for the other figures see ``_Repair.set_back``.
         """
         probes = varied(clean, self.num_images, session.generator)
         repair = _Repair(self, model, copy.deepcopy(model), layers, clean, findings, session, probes)
@@ -358,13 +365,8 @@ class Restore(Method):
         half = self.trigger_weight / 2
         terms = [(now[0], clean, 1.0), (strong, benign, half), (now[1], benign, half)]
         terms.append((now[2], calm, self.noise_weight))
-        gram = sum(w / len(x) * (x.T @ x) for x, _, w in terms)
-        wanted = sum(w / len(x) * (x.T @ ((y - x) @ weight.T)) for x, y, w in terms)
-        power = now[0].square().mean()
-        # In double precision: rows can lie in few dimensions, and the ridge is small beside the largest.
-        system = gram.double() + (self.ridge * power + 1e-12) * torch.eye(len(gram)).to(gram.device)
-        factor = torch.linalg.cholesky(system)
-        return torch.cholesky_solve(wanted.double(), factor).T.to(weight)
+        missing = [(x, (y - x) @ weight.T, w) for x, y, w in terms]
+        return ridge_change(missing, self.ridge * now[0].square().mean())
 
 
 @dataclass
@@ -452,7 +454,7 @@ class _Repair:
             return {"given_back": False, "handicap": 0.0, "target_kept": None}
         target, generator = self.findings[0].goal, self.session.generator
         given, margins = False, self._own_margins()
-        if self.shifts and (margins > handicap(margins)).float().mean() < HALF:
+        if self.shifts and (margins > handicap(margins)).float().mean() < FEW_KEPT:
             shared = (self.model, self.original, self.layers[-1], self.clean, target, self.pool)
             given, margins = give_back_(*shared, self.shifts, generator), self._own_margins()
         by, seen = handicap(margins) if self.shifts else 0.0, self.clean.images[:MEASURED]
