@@ -49,6 +49,10 @@ def give_back_(
     and those with triggers, of ``pool`` in images and ``shifts`` inside, stay below their answer. No view is
     noisy: a network that obeys noise would get that back. Nothing changes where the target has no image
     or the layer's outputs are not the network's answers.
+
+    Args:
+        model, original: the repaired network and the one before, in eval mode; layer: the last layer's name.
+        clean: images (N, C, H, W) with labels (N,), N at least 1; target: the class, found by ``examine``.
     """
     images, beside, bare = (varied(clean, n, generator) for n in (IMAGES, IMAGES, VIEWS))
     views = _own_views(original, clean, target, generator)
