@@ -40,7 +40,7 @@ def give_back_(
     clean: CleanImages,
     target: int,
     pool: list[Recovered],
-    shifts: Shifts,
+    shifts: Shifts | None,
     generator: torch.Generator,
 ) -> bool:
     """Refit the target's row of the last layer, in place, by ridge regression; tell whether it was.
@@ -56,7 +56,7 @@ def give_back_(
     """
     images, beside, bare = (varied(clean, n, generator) for n in (IMAGES, IMAGES, VIEWS))
     views = _own_views(original, clean, target, generator)
-    pick = torch.randint(len(shifts), (VIEWS,), generator=generator)
+    pick = torch.randint(len(shifts) if shifts else 1, (VIEWS,), generator=generator)
     last, rows = model.get_submodule(layer), LayerRows(1, generator)
 
     def of(seen: Tensor, within: Within = nullcontext) -> Tensor:
@@ -66,7 +66,7 @@ def give_back_(
     if not len(views) or not _answers(plain @ weight.T, model(images)):
         return False
     mine, led = of(views), of(apply_random(pool, beside, generator))
-    strong = torch.cat([led, of(bare, lambda net: shifts.entering(net, pick))])
+    strong = torch.cat([led, of(bare, lambda net: shifts.entering(net, pick))]) if shifts else led
     wanted = _best_other(mine @ weight.T, target) + lead(original(views), target)
     below = (strong @ weight[target]).minimum(_best_other(strong @ weight.T, target) - BELOW)
     terms = [(plain, plain @ weight[target], 1.0), (mine, wanted, OWN), (strong, below, 1.0)]

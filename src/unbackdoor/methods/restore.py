@@ -117,7 +117,9 @@ BY_CHANCE = 64
 HALF = 0.5
 """Share of the images that fresh triggers may move after a first round with triggers inside the network."""
 FEW_KEPT = 0.5
-"""Share of the target's hard views; where fewer would be kept, they are given back."""
+"""Share of the target's hard views; where fewer would be kept, they are given back …"""
+FAINT = 0.2
+"""… and no round follows one that left triggers no larger share of their margin than this."""
 MEASURED = 128
 """Images on which it is measured what triggers change at a layer."""
 
@@ -257,7 +259,7 @@ class Restore(Method):
         those found afresh, which need not fail clearly then, unless they move half of the images.
         """
         first, last = told[0], told[-1]
-        if self._silenced(first, last):
+        if self._silenced(first, last) or _lost(first, last):
             return True
         strongest = max(first["margins"])
         weak = all_to_all or strongest <= self.weak
@@ -397,7 +399,7 @@ class _Repair:
         fresh, margins, success = self.method.recover(self.model, self.clean, self.findings, self.session)
         share = agreement(self.model, self.original, self.probes)
         self.pool += fresh
-        told = {"margins": margins, "success": success, "agreement": share}
+        told = {"margins": margins, "success": success, "agreement": share, "kept": self.kept()}
         self.told.append({**told, "noise": self.lead_of_noise(), "inside": None})
 
     def look_inside(self) -> None:
@@ -414,6 +416,13 @@ class _Repair:
         self.shifts = replace(shifts, add=torch.cat([self.shifts.add, shifts.add])) if self.shifts else shifts
         self.told[-1]["inside"] = margins.mean().item()
 
+    def kept(self) -> float | None:
+        """Return the share of hard views of the target's own images that are still answered so, if any."""
+        if self.findings[0].all_to_all:
+            return None
+        margins = self._own_margins(self._copied())
+        return (margins > 0).float().mean().item() if len(margins) else None
+
     def noise_goes_on(self) -> bool:
         """Tell whether noise still leads to the target after a round, where sums alone tell of it."""
         return len(self.told) > 1 and (self.told[-1]["noise"] or 0) > 0
@@ -422,9 +431,8 @@ class _Repair:
         """By how many logits noise leads to the target, where sums alone tell of it; ``None`` elsewhere."""
         if not all(isinstance(f.family, Additive) and f.target is not None for f in self.findings):
             return None
-        # Of a copy, so that what is searched next does not hang on whether this was asked.
-        copied = torch.Generator().set_state(self.session.generator.get_state())
-        return answers_under(self.model, self.clean, noises(), copied).lead_of(self.findings[0].goal)
+        answers = answers_under(self.model, self.clean, noises(), self._copied())
+        return answers.lead_of(self.findings[0].goal)
 
     def attempt(self, number: int) -> bool:
         """Restore with the weight of round ``number`` and look; tell whether another round is worth it."""
@@ -453,19 +461,21 @@ class _Repair:
         if self.findings[0].all_to_all:
             return {"given_back": False, "handicap": 0.0, "target_kept": None}
         target, generator = self.findings[0].goal, self.session.generator
-        given, margins = False, self._own_margins()
-        if self.shifts and (margins > handicap(margins)).float().mean() < FEW_KEPT:
+        given, margins = False, self._own_margins(generator)
+        if len(margins) and (margins > (handicap(margins) if self.shifts else 0)).float().mean() < FEW_KEPT:
             shared = (self.model, self.original, self.layers[-1], self.clean, target, self.pool)
-            given, margins = give_back_(*shared, self.shifts, generator), self._own_margins()
+            given, margins = give_back_(*shared, self.shifts, generator), self._own_margins(generator)
         by, seen = handicap(margins) if self.shifts else 0.0, self.clean.images[:MEASURED]
         by = by if by and set_back_(self.model, self.layers[-1], target, by, seen) else 0.0
         kept = (margins > by).float().mean().item() if len(margins) else None
         return {"given_back": given, "handicap": by, "target_kept": kept}
 
-    def _own_margins(self) -> Tensor:
-        return own_margins(
-            self.model, self.original, self.clean, self.findings[0].goal, self.session.generator
-        )
+    def _own_margins(self, generator: torch.Generator) -> Tensor:
+        return own_margins(self.model, self.original, self.clean, self.findings[0].goal, generator)
+
+    def _copied(self) -> torch.Generator:
+        """Return a copy of the generator, so that what is searched next does not hang on what was asked."""
+        return torch.Generator().set_state(self.session.generator.get_state())
 
     def by_chance(self) -> list[Recovered]:
         """Return triggers that chance makes where some were found, of families that have such."""
@@ -475,6 +485,17 @@ class _Repair:
             params = family.by_chance(place, BY_CHANCE, self.clean.images.shape[1:], self.session.generator)
             drawn += [family.decode_at(place, [p.to(place) for p in params])] if params else []
         return drawn
+
+
+def _lost(first: dict[str, Any], last: dict[str, Any]) -> bool:
+    """Tell whether triggers have lost most of their force, and the target most of its own images with it.
+
+    What moves images to such a class yet is what is left of the class itself. Triggers inside go on: they
+    cost the target's images at once, and give them back.
+    """
+    kept = last["kept"]
+    faint = max(last["margins"]) <= FAINT * max(first["margins"])
+    return first["inside"] is None and kept is not None and kept < FEW_KEPT and faint
 
 
 def covering(findings: tuple[Finding, ...]) -> bool:

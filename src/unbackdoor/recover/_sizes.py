@@ -22,6 +22,8 @@ REACHED = 0.5
 tells a size that is still growing; it serves as a lower bound for the classes compared with."""
 SHIFTED = 0.4
 """The same for all-to-all: such backdoors rarely move every image, and by chance hardly any is moved."""
+ABOUT = 0.6
+"""Share of that which is enough at the end: the search holds it by growing and shrinking, and ends near."""
 SHIFT_STEPS, SHIFT_BATCH = 2, 2.4
 """All-to-all is one goal, and a hard one: times the steps and the batch of a class."""
 MOST_TARGETS = 3
@@ -89,7 +91,7 @@ class Sizes:
         """
         if self.shift is None:
             return False
-        return self.shift.success.item() >= 0.75 * SHIFTED and self.shift.sizes.item() <= GAP * self.median
+        return self.shift.success.item() >= ABOUT * SHIFTED and self.shift.sizes.item() <= GAP * self.median
 
     def merge(self, other: Sizes) -> Sizes:
         """Return the smaller trigger of each class in two searches of the same family.

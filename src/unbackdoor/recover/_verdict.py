@@ -20,7 +20,7 @@ from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, Size
 from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises
 from unbackdoor.recover._search import Minimal, minimal_triggers
-from unbackdoor.recover._sizes import SMALL, Sizes, search_shift, search_sizes
+from unbackdoor.recover._sizes import GAP, SMALL, Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import AMPLITUDE, Stripes, leading_stripes
 from unbackdoor.recover._strokes import KINDS, LEAST, STROKES_SURE, Strokes, strokes
 from unbackdoor.recover._textures import SURE, Answers, answers_under
@@ -38,6 +38,9 @@ LARGE = 0.014
 the image: 15 of 1,024 pixels, where minimal triggers of compact patches need up to 6."""
 BESIDE = (12, 0.04)
 """Number and width of the strokes that are searched beside such a patch."""
+CERTAIN = 0.3
+"""A class whose ratio to the median is no larger is a target. Larger ones are had by a piece of what sends
+every class to the next one, too, so that this is searched beside them."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def examine(
     findings: list[Finding] = []
     for _ in range(attempts if comparable else 1):
         search.sizes(families, tell)
-        findings = (search.targets() or search.all_to_all()) if comparable else []
+        findings = search.goals() if comparable else []
         if findings:
             break
     if comparable and not findings:
@@ -202,21 +205,45 @@ class _Search:
             self.found.append(before[done - 1].merge(new) if before else new)
             tell(done, len(families))
 
+    def goals(self) -> list[Finding]:
+        """Return the findings of the goals that stand apart: single classes, or all-to-all.
+
+        All-to-all is searched where no class stands apart, and where one does by little, in its families. It
+        counts there where it is reached by so much sooner that the class is a piece of it.
+        """
+        targets = self.targets()
+        if not targets:
+            return self.all_to_all(self.found, self.generator)
+        easiest = min(f.ratio for f in targets)
+        if easiest <= CERTAIN:
+            return targets
+        families = {f.family for f in targets}
+        # From a copy, so that what is searched next does not hang on whether this was asked.
+        copied = torch.Generator().set_state(self.generator.get_state())
+        shifts = self.all_to_all([found for found in self.found if found.family in families], copied)
+        return [f for f in shifts if f.ratio <= GAP * easiest] or targets
+
     def targets(self) -> list[Finding]:
         """Return the findings of the classes that stand apart in any family.
 
         A large patch that alone tells of a class has to be small as if all classes had been searched to the
         end: a clean network of many classes has one that a large patch reaches somewhat sooner, now and then.
+        Of several classes with large patches, strokes or noise tell the one that is a target: a piece of a
+        watermark has many pixels, and so has what chance makes of another class.
         """
         apart = {goal for found in self.found for goal in found.apart()}
         findings = self._heard(_telling(_single(self.found, apart)))
+        if self._large_several(findings):
+            led = self.textures()
+            return led if led and led[0].goal in apart else findings
         return [] if self._large_alone(findings) and findings[0].ratio > SMALL else findings
 
-    def all_to_all(self) -> list[Finding]:
-        """Search all-to-all in every family and return its findings."""
+    def all_to_all(self, searched: list[Sizes], generator: torch.Generator) -> list[Finding]:
+        """Search all-to-all in the families of ``searched`` and return its findings."""
         shared = (self.model, self.clean)
-        self.found = [search_shift(*shared, f, self.generator, **self.options) for f in self.found]
-        return _telling([_shift(found, found.shift) for found in self.found if found.shifts()])
+        added = [search_shift(*shared, found, generator, **self.options) for found in searched]
+        self.found = [next((a for a in added if a.family == f.family), f) for f in self.found]
+        return _telling([_shift(found, found.shift) for found in added if found.shifts()])
 
     def leaders_at_place(self) -> list[Finding]:
         """Return the findings of the class that leads most where its own small trigger sits, if any."""
@@ -261,9 +288,17 @@ class _Search:
 
     def _large_alone(self, findings: list[Finding]) -> bool:
         """Tell whether all that was found is a patch of many pixels, to one class."""
+        return len(findings) == len(self._large(findings)) == 1
+
+    def _large_several(self, findings: list[Finding]) -> bool:
+        """Tell whether several classes were found, each by a patch of many pixels."""
+        goals = {f.goal for f in findings}
+        return len(goals) > 1 and {f.goal for f in self._large(findings)} == goals
+
+    def _large(self, findings: list[Finding]) -> list[Finding]:
+        """Return those of a patch of many pixels to one class."""
         least = LARGE * self.clean.images[0, 0].numel()
-        large = [f for f in findings if isinstance(f.family, Patch) and f.size >= least and not f.all_to_all]
-        return len(findings) == len(large) == 1
+        return [f for f in findings if isinstance(f.family, Patch) and f.size >= least and not f.all_to_all]
 
     def _led_by_strokes(self, answers: Answers) -> list[Finding]:
         led = answers.leader(STROKES_SURE, LEAST)
