@@ -118,8 +118,10 @@ HALF = 0.5
 """Share of the images that fresh triggers may move after a first round with triggers inside the network."""
 FEW_KEPT = 0.5
 """Share of the target's hard views; where fewer would be kept, they are given back …"""
-FAINT = 0.2
-"""… and no round follows one that left triggers no larger share of their margin than this."""
+AGAIN = 2
+"""… and so many times again, where no triggers inside the network tell what to withstand."""
+APART = 1.5
+"""A finding whose triggers lead to the target by no more than so many times what they lead to others by …"""
 MEASURED = 128
 """Images on which it is measured what triggers change at a layer."""
 
@@ -241,7 +243,7 @@ class Restore(Method):
         """
         probes = varied(clean, self.num_images, session.generator)
         repair = _Repair(self, model, copy.deepcopy(model), layers, clean, findings, session, probes)
-        repair.look()
+        repair.begin()
         for number in range(self.rounds):
             if not repair.attempt(number):
                 break
@@ -259,7 +261,7 @@ class Restore(Method):
         those found afresh, which need not fail clearly then, unless they move half of the images.
         """
         first, last = told[0], told[-1]
-        if self._silenced(first, last) or _lost(first, last):
+        if self._silenced(first, last):
             return True
         strongest = max(first["margins"])
         weak = all_to_all or strongest <= self.weak
@@ -268,6 +270,8 @@ class Restore(Method):
             return False
         if all_to_all or strongest <= 0:
             return last["success"] <= self.success_share * first["success"]
+        if _like_others(first, last):
+            return True
         beyond = self.margin_share * strongest - max(last["margins"])
         inside = any(entry["inside"] is not None for entry in told[:-1])
         moving = once and last["success"] > (HALF if inside else self.success_left)
@@ -291,13 +295,13 @@ class Restore(Method):
         """Return fresh strong triggers of every finding, their mean margins and the best ones' success."""
         goals = [torch.full((self.strong_count,), f.goal, device=clean.labels.device) for f in findings]
         found = [
-            self._strong(model, clean, finding, goal, session.generator)
+            self.strong(model, clean, finding, goal, session.generator)
             for finding, goal in zip(findings, goals, strict=True)
         ]
         margins = [f[1].mean().item() for f in found]
         return [f[0] for f in found], margins, max(f[2].mean().item() for f in found)
 
-    def _strong(
+    def strong(
         self,
         model: nn.Module,
         clean: CleanImages,
@@ -393,13 +397,26 @@ class _Repair:
     told: list[dict[str, Any]] = field(default_factory=list)
     shifts: Shifts | None = None
 
+    def begin(self) -> None:
+        """Look at the original, and leave out what leads to other classes about as well as to the target."""
+        self.look()
+        first = self.told[0]
+        first["others"] = self.others()
+        pairs = list(zip(first["margins"], first["others"], strict=False))
+        kept = [i for i, (own, others) in enumerate(pairs) if others <= 0 or own > APART * others]
+        if kept and len(kept) < len(self.findings):
+            self.findings = tuple(self.findings[i] for i in kept)
+            self.pool = [self.pool[i] for i in kept]
+            first |= {name: [first[name][i] for i in kept] for name in ("margins", "others")}
+            first["noise"] = self.lead_of_noise()
+
     def look(self) -> None:
         """Search triggers afresh and tell how strong they are."""
-        self.session.tell("erase", len(self.told) + 1, self.method.rounds + 1)
+        self.session.tell("erase", min(len(self.told), self.method.rounds) + 1, self.method.rounds + 1)
         fresh, margins, success = self.method.recover(self.model, self.clean, self.findings, self.session)
         share = agreement(self.model, self.original, self.probes)
         self.pool += fresh
-        told = {"margins": margins, "success": success, "agreement": share, "kept": self.kept()}
+        told = {"margins": margins, "success": success, "agreement": share}
         self.told.append({**told, "noise": self.lead_of_noise(), "inside": None})
 
     def look_inside(self) -> None:
@@ -416,12 +433,23 @@ class _Repair:
         self.shifts = replace(shifts, add=torch.cat([self.shifts.add, shifts.add])) if self.shifts else shifts
         self.told[-1]["inside"] = margins.mean().item()
 
-    def kept(self) -> float | None:
-        """Return the share of hard views of the target's own images that are still answered so, if any."""
+    def others(self) -> list[float]:
+        """Return how large a margin triggers of each finding reach for other classes, in the original.
+
+        Nothing for all-to-all, which has no other.
+        """
         if self.findings[0].all_to_all:
-            return None
-        margins = self._own_margins(self._copied())
-        return (margins > 0).float().mean().item() if len(margins) else None
+            return []
+        copied = self._copied()
+        return [self._others(finding, copied) for finding in self.findings]
+
+    def _others(self, finding: Finding, generator: torch.Generator) -> float:
+        every = torch.arange(self.clean.num_classes)
+        classes = every[every != finding.goal]
+        some = classes[torch.randperm(len(classes), generator=generator)[: self.method.strong_count]]
+        goals = some.to(self.clean.labels.device)
+        shared = (self.original, self.clean, finding, goals, generator)
+        return self.method.strong(*shared)[1].mean().item()
 
     def noise_goes_on(self) -> bool:
         """Tell whether noise still leads to the target after a round, where sums alone tell of it."""
@@ -462,13 +490,26 @@ class _Repair:
             return {"given_back": False, "handicap": 0.0, "target_kept": None}
         target, generator = self.findings[0].goal, self.session.generator
         given, margins = False, self._own_margins(generator)
-        if len(margins) and (margins > (handicap(margins) if self.shifts else 0)).float().mean() < FEW_KEPT:
-            shared = (self.model, self.original, self.layers[-1], self.clean, target, self.pool)
-            given, margins = give_back_(*shared, self.shifts, generator), self._own_margins(generator)
+        taken = handicap(margins) if self.shifts else 0.0
+        if len(margins) and (margins > taken).float().mean() < FEW_KEPT:
+            given, margins = self.give_back(), self._own_margins(generator)
         by, seen = handicap(margins) if self.shifts else 0.0, self.clean.images[:MEASURED]
         by = by if by and set_back_(self.model, self.layers[-1], target, by, seen) else 0.0
         kept = (margins > by).float().mean().item() if len(margins) else None
         return {"given_back": given, "handicap": by, "target_kept": kept}
+
+    def give_back(self) -> bool:
+        """Refit the target's row of the last layer; tell whether it was.
+
+        Where no triggers inside are held against it, triggers are found afresh and held against it, again:
+        what its first row is deaf to, the next has to be deaf to, too.
+        """
+        shared = (self.model, self.original, self.layers[-1], self.clean, self.findings[0].goal)
+        given = give_back_(*shared, self.pool, self.shifts, self.session.generator)
+        for _ in range(AGAIN if given and not self.shifts else 0):
+            self.look()
+            give_back_(*shared, self.pool, self.shifts, self.session.generator)
+        return given
 
     def _own_margins(self, generator: torch.Generator) -> Tensor:
         return own_margins(self.model, self.original, self.clean, self.findings[0].goal, generator)
@@ -487,15 +528,14 @@ class _Repair:
         return drawn
 
 
-def _lost(first: dict[str, Any], last: dict[str, Any]) -> bool:
-    """Tell whether triggers have lost most of their force, and the target most of its own images with it.
+def _like_others(first: dict[str, Any], last: dict[str, Any]) -> bool:
+    """Tell whether fresh triggers lead to the target no further than to other classes in the original.
 
-    What moves images to such a class yet is what is left of the class itself. Triggers inside go on: they
-    cost the target's images at once, and give them back.
+    Not where they stand in for one that covers the image, of which they tell too little.
     """
-    kept = last["kept"]
-    faint = max(last["margins"]) <= FAINT * max(first["margins"])
-    return first["inside"] is None and kept is not None and kept < FEW_KEPT and faint
+    if first["inside"] is not None:
+        return False
+    return all(now <= others for now, others in zip(last["margins"], first["others"], strict=True))
 
 
 def covering(findings: tuple[Finding, ...]) -> bool:
