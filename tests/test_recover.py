@@ -35,7 +35,7 @@ from unbackdoor.recover._stripes import _first_upright, leading_stripes
 from unbackdoor.recover._strokes import KINDS, draw_strokes, stroked, strokes
 from unbackdoor.recover._textures import Answers, answers_under
 from unbackdoor.recover._triggers import _cubic, _spread
-from unbackdoor.recover._verdict import _Search, _shift, _single, examine
+from unbackdoor.recover._verdict import _Search, _shift, _single, _strokes_to, examine
 
 SHAPE = (3, 8, 8)
 OPTIONS = {"steps": 80, "batch": 5}
@@ -259,7 +259,7 @@ def test_classes_that_stand_apart(values: list[float], success: float, targets: 
 
 
 @pytest.mark.parametrize(
-    ("size", "success", "found"), [(3.0, 0.4, True), (20.0, 0.4, False), (3.0, 0.1, False)]
+    ("size", "success", "found"), [(3.0, 0.4, True), (3.0, 0.25, True), (20.0, 0.4, False), (3.0, 0.2, False)]
 )
 def test_all_to_all_must_be_smaller_than_the_median_class_by_the_gap(
     size: float, success: float, found: bool
@@ -563,6 +563,48 @@ def test_a_large_patch_that_alone_tells_of_a_class_has_to_be_clearly_small(
     clean = CleanImages(torch.zeros(5, 3, 32, 32), torch.arange(5), 5)
     assert all(each.apart() == [1] for each in found)
     assert [f.goal for f in _Search(Roughness(0.0), clean, generator(), OPTIONS, found).targets()] == goals
+
+
+@pytest.mark.parametrize(
+    ("led", "pixels", "goals"),
+    [([1], 33.0, {1}), ([], 33.0, {0, 1}), ([3], 33.0, {0, 1}), ([1], 9.0, {0, 1})],
+    ids=["textures tell one", "they tell none", "they tell another class", "small patches tell themselves"],
+)
+def test_of_several_large_patches_textures_tell_the_target(
+    led: list[int], pixels: float, goals: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [sizes(Patch(), [0, 1, 2, 3, 4], [pixels, pixels + 1, 100.0, 110.0, 120.0])]
+    clean = CleanImages(torch.zeros(5, 3, 32, 32), torch.arange(5), 5)
+    search = _Search(Roughness(0.0), clean, generator(), OPTIONS, found)
+    monkeypatch.setattr(_Search, "textures", lambda _: [_strokes_to(goal, 6, 0.04) for goal in led])
+    assert {f.goal for f in search.targets()} == goals
+
+
+@pytest.mark.parametrize(
+    ("single", "shift", "goals"),
+    [(4.4, 2.7, [5]), (4.4, 2.8, [1]), (3.5, 1.0, [5]), (2.9, 1.0, [1])],
+    ids=["reached by far sooner", "reached about as soon", "sooner than a small one", "a certain class"],
+)
+def test_all_to_all_is_searched_beside_a_class_that_stands_apart_by_little(
+    single: float, shift: float, goals: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [sizes(family, [0, 1, 2, 3, 4], [10.0, single, 10.0, 11.0, 12.0]) for family in (Patch(), Warp())]
+    found = [replace(each, shift=None) for each in found]
+    found[1] = replace(found[1], classes=minimal([0, 1, 2, 3, 4], [10.0] * 5))
+    given, drawn = generator(), generator().get_state()
+
+    def shifted(
+        _model: torch.nn.Module, _clean: CleanImages, of: Sizes, other: torch.Generator, **_: int
+    ) -> Sizes:
+        assert other is not given and of.family == Patch()
+        other.seed()
+        return replace(of, shift=minimal([5], [shift], [0.4]))
+
+    monkeypatch.setattr("unbackdoor.recover._verdict.search_shift", shifted)
+    search = _Search(Roughness(0.0), one_a_class(5), given, OPTIONS, found)
+    assert [f.goal for f in search.goals()] == goals
+    assert torch.equal(given.get_state(), drawn)
+    assert (5 in search.found[0].to_dict()) is (single > 3.0) and 5 not in search.found[1].to_dict()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -173,7 +175,7 @@ def test_rounds_end_when_fresh_triggers_lost_their_force(
     margins: list[list[float]], success: list[float], agreement: float, all_to_all: bool, done: bool
 ) -> None:
     told = [
-        {"margins": m, "success": s, "agreement": agreement, "noise": None, "inside": None}
+        {"margins": m, "success": s, "agreement": agreement, "noise": None, "inside": None, "others": [-9.0]}
         for m, s in zip(margins, success, strict=True)
     ]
     method = Restore(margin_share=0.1, success_share=0.5, clearance=2.0, agreement_ample=0.95)
@@ -188,13 +190,20 @@ def test_rounds_end_when_fresh_triggers_lost_their_force(
 def test_rounds_end_where_noise_told_of_the_target_and_no_longer_does(
     led: float, leads: float, agreement: float, done: bool
 ) -> None:
-    first = {"margins": [11.0], "success": 1.0, "agreement": 1.0, "noise": led, "inside": None}
+    first = {"margins": [11.0], "success": 1.0, "agreement": 1.0, "noise": led, "inside": None, "others": [0]}
     last = {"margins": [4.0], "success": 1.0, "agreement": agreement, "noise": leads}
     assert Restore().done([first, last], all_to_all=False) is done
 
 
 def test_triggers_found_afresh_need_not_fail_clearly_where_some_were_found_inside_the_network() -> None:
-    first = {"margins": [50.0], "success": 1.0, "agreement": 1.0, "noise": None, "inside": None}
+    first = {
+        "margins": [50.0],
+        "success": 1.0,
+        "agreement": 1.0,
+        "noise": None,
+        "inside": None,
+        "others": [-9],
+    }
     last = {"margins": [0.0], "success": 0.4, "agreement": 0.99, "noise": None}
     method = Restore(agreement_free=1.0)
     inside = first | {"inside": 90.0}
@@ -205,6 +214,24 @@ def test_triggers_found_afresh_need_not_fail_clearly_where_some_were_found_insid
     assert method.done([inside, moving | {"agreement": 0.92}], all_to_all=False)
     assert method.done([inside, moving, moving], all_to_all=False)
     assert method.done([first, moving | {"success": 0.4}], all_to_all=False)
+
+
+@pytest.mark.parametrize(
+    ("margins", "others", "inside", "agreement", "done"),
+    [
+        ([5.9, -2.0], [6.0, -2.0], None, 0.96, True),
+        ([5.9, -1.9], [6.0, -2.0], None, 0.96, False),
+        ([5.9, -2.0], [6.0, -2.0], 9.0, 0.96, False),
+        ([5.9, -2.0], [6.0, -2.0], None, 0.98, False),
+    ],
+    ids=["no further than others", "one goes further", "stand-ins", "weak ones, and it cost nothing"],
+)
+def test_rounds_end_where_triggers_reach_the_target_no_further_than_others(
+    margins: list[float], others: list[float], inside: float | None, agreement: float, done: bool
+) -> None:
+    first = {"margins": [19.0, 12.0], "success": 1.0, "agreement": 1.0, "noise": None, "inside": inside}
+    last = {"margins": margins, "success": 1.0, "agreement": agreement, "noise": None, "inside": None}
+    assert Restore().done([first | {"others": others}, last], all_to_all=False) is done
 
 
 class Reddened(nn.Module):
@@ -418,9 +445,61 @@ def test_a_target_that_lost_most_of_its_views_gets_them_back_first() -> None:
     repair = repair_of(model, finding(Smooth(), 5), Shifts("last", torch.zeros(1, 1), -torch.inf))
     told = repair.set_back()
     assert told["given_back"] and (model(shades([4, 5]).images)[:, 5] - lost).min() > 1
-    model = Reader()
+
+
+def test_a_target_without_triggers_inside_is_given_back_against_fresh_ones_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, pools = Reader(), []
+
+    def noted(*given: Any) -> bool:
+        pools.append(len(given[5]))
+        return give_back_(*given)
+
+    monkeypatch.setattr("unbackdoor.methods.restore.give_back_", noted)
     model.last.bias[5] -= 40.0
-    assert not repair_of(model, finding(Smooth(), 5)).set_back()["given_back"]
+    lost = model(shades([4, 5]).images)[:, 5]
+    repair = repair_of(model, finding(Smooth(), 5))
+    assert repair.set_back()["given_back"] and pools == [1, 2, 3] and len(repair.told) == 2
+    assert (model(shades([4, 5]).images)[:, 5] - lost).min() > 1
+    kept = repair_of(Reader(), finding(Smooth(), 5))
+    assert not kept.set_back()["given_back"] and len(pools) == 3
+
+
+@pytest.mark.parametrize(
+    ("others", "names"),
+    [([9.0, -1.0], ["smooth"]), ([6.0, -1.0], ["patch", "smooth"]), ([9.0, 90.0], ["patch", "smooth"])],
+    ids=["a patch leads anywhere", "it leads to the target by far", "all lead anywhere"],
+)
+def test_what_leads_to_other_classes_as_well_is_left_out(
+    others: list[float], names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repair, left = repair_of(Reader(), finding(Patch(), 5)), list(others)
+    repair.findings, repair.pool = (finding(Patch(), 5), finding(Smooth(), 5)), []
+
+    def look() -> None:
+        repair.pool = ["of the patch", "of the sum"]
+        repair.told.append({"margins": [10.0, 4.0]})
+
+    monkeypatch.setattr(repair, "look", look)
+    monkeypatch.setattr(repair, "_others", lambda *_: left.pop(0))
+    repair.begin()
+    assert [f.family.name for f in repair.findings] == names and len(repair.pool) == len(names)
+    kept = [i for i, name in enumerate(["patch", "smooth"]) if name in names]
+    assert repair.told[0]["margins"] == [[10.0, 4.0][i] for i in kept]
+    assert repair.told[0]["others"] == [others[i] for i in kept]
+
+
+def test_triggers_of_other_classes_are_searched_in_the_original_and_from_a_copy() -> None:
+    repair = repair_of(Reader(), finding(Smooth(), 5))
+    asked, state = [], repair.session.generator.get_state()
+    method = replace(repair.method, strong_steps=2)
+    object.__setattr__(method, "strong", lambda *given: asked.append(given) or (0, torch.ones(8), 0))
+    repair.method = method
+    assert repair.others() == [1.0]
+    assert asked[0][0] is repair.original and 5 not in asked[0][3].tolist() and len(asked[0][3]) > 1
+    assert torch.equal(repair.session.generator.get_state(), state)
+    assert repair_of(Reader(), finding(Patch(), CLASSES, all_to_all=True)).others() == []
 
 
 @pytest.mark.parametrize(
