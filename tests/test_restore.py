@@ -147,7 +147,8 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
         ([[2.0], [-2.0]], [0.6, 0.35], 0.99, True, False),
         ([[2.0], [1.0], [1.0]], [0.6, 0.25, 0.25], 0.99, True, True),
         ([[2.0], [1.0]], [0.6, 0.25], 0.99, True, False),
-        ([[2.0], [1.0]], [0.6, 0.25], 0.96, True, True),
+        ([[2.0], [1.0]], [0.6, 0.25], 0.9, True, False),
+        ([[2.0], [1.0], [1.0]], [0.6, 0.25, 0.35], 0.9, True, False),
         ([[9.0], [-9.0]], [1.0, 0.0], 0.99, False, False),
         ([[9.0], [-9.0]], [1.0, 0.0], 0.96, False, True),
         ([[9.0], [-9.0], [-9.0]], [1.0, 0.0, 0.0], 0.99, False, True),
@@ -165,6 +166,7 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
         "few, twice",
         "few, once",
         "few, once, at a price",
+        "many, twice",
         "weak, once",
         "weak, once, at a price",
         "weak, twice",
@@ -500,6 +502,10 @@ def test_triggers_of_other_classes_are_searched_in_the_original_and_from_a_copy(
     assert asked[0][0] is repair.original and 5 not in asked[0][3].tolist() and len(asked[0][3]) > 1
     assert torch.equal(repair.session.generator.get_state(), state)
     assert repair_of(Reader(), finding(Patch(), CLASSES, all_to_all=True)).others() == []
+    assert (
+        repair_of(Reader(), Finding(5, False, Strokes(), 0.04, 0.04, [torch.tensor([[6, 0.04]])])).others()
+        == []
+    )
 
 
 @pytest.mark.parametrize(

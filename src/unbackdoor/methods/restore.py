@@ -3,6 +3,7 @@ its clean answer, in closed form. The package's default.
 
     examine f; nothing stands apart -> return f unchanged
     for every finding (target t, family, minimal trigger): place = where the minimal trigger sits
+        left out if strong triggers there lead to other classes about as well, while another finding's do not
     repeat, at most R rounds:
         pool += triggers at the place with the largest margin of t on the current f', from fresh varied starts
         where they stand in for one that covers the image, and where sums alone tell of t and noise still
@@ -15,19 +16,22 @@ its clean answer, in closed form. The package's default.
             b  = its inputs for the images of t₀ without the trigger, in f
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
+        stop when triggers found afresh on f' lead to t no further than to other classes in f (but not where
+            they stand in for what covers the image), or
         stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
             and, while f' agrees with f on nearly all varied clean images (a few less after a first round that
             left triggers to move many), two logits less than that
-            (all-to-all: when their success is a tenth of the first ones'); where triggers were weak from the
-            start, as those for all-to-all, not before the second round, if the first cost next to nothing;
+            (all-to-all: when their success is a tenth of the first ones', not before the second round); where
+            triggers were weak from the start, not before the second round, if the first cost next to nothing;
             where sums alone tell of t and noise led there by far: when it leads elsewhere, and f' agrees
             less; with shifts, failing by a hair is enough, but for triggers that move half of the images yet
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
+    where most hard views of t's own images are lost: refit t's row of the last layer, so that they get their
+        margins back and triggered ones stay below their answers; without shifts twice more, each time against
+        triggers found afresh, too
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
-        forward, by half a logit at most, where a quarter of these are lost; where most would be lost for all
-        that, refit t's row of the last layer first, so that t's own images get their margins back and
-        triggered ones stay below their answers
+        forward, by half a logit at most, where a quarter of these are lost
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
@@ -37,8 +41,12 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   What it does at the first late layer is covered better by the strongest disturbance there. It costs more,
   and almost all of that in the images of the target itself: its own features are such a disturbance, too.
   So it is left out where triggers have a place or a form of their own, and carry over as they are.
-* The target's row refitted. Shifts can take most of what the target's own images show away, but of what is
-  left another sum can tell them from triggered ones.
+* The target's row refitted. Rounds can take most of what the target's own images show away, but of what is
+  left another sum can tell them from triggered ones. Where triggers that a watermark's pieces stand for go on
+  to work, it is this that silences them: they are asked for again after each refit.
+* Other classes as the measure. Every network has triggers that lead to a class, the more the larger their
+  place. What leads to the target no further than to others is of that kind, before a repair and after it,
+  and rounds against it only cost accuracy.
 * The target set back. Where its own clean images, mixed, noisy or turned, are answered with logits to spare,
   some are given away, and what is left of the trigger with them; where many are lost, it gets a little back.
 * Weights. A mask of a network has far more freedom than ten images can settle, and gradient steps from a
@@ -144,8 +152,8 @@ class Restore(Method):
         agreement_ample: … while the network agrees with the original on this share of varied clean images …
         success_left: … or, after the first round, while fresh triggers move more than this share of images …
         agreement_fair: … and it agrees on this share, all in [0, 1].
-        weak: where the mean margin is no larger in the beginning, in logits, and for all-to-all, the first
-            round is not the last …
+        weak: where the mean margin is no larger in the beginning, in logits, the first round is not the
+            last …
         agreement_free: … if the network still agrees with the original on this share of varied images.
         agreement_limit: a round with a grown κ that agrees with the original on a smaller share of varied
             clean images is taken back, in [0, 1].
@@ -253,20 +261,22 @@ class Restore(Method):
     def done(self, told: list[dict[str, Any]], all_to_all: bool) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
 
-        Their largest margin says so; for all-to-all, where it is small from the start, their success does.
-        Where triggers were weak from the start, failing says little of the attacker's: a first round that
-        cost next to nothing is followed by a second, and they must fail clearly as long as the network agrees
-        with the original on nearly all images, or, where they move many images after the first, on few less.
-        Where noise tells of the target, noise tells of the end. Triggers at a late layer cover more than
-        those found afresh, which need not fail clearly then, unless they move half of the images.
+        Their largest margin says so, or that they lead to the target no further than to other classes in the
+        original. For all-to-all, where margins are small from the start, their success does, and never after
+        one round. Where triggers were weak from the start, failing says little of the attacker's: a first
+        round that cost next to nothing is followed by a second, and they must fail clearly as long as the
+        network agrees with the original on nearly all images, or, where they move many images after the
+        first, on few less. Where noise tells of the target, noise tells of the end. Triggers at a late layer
+        cover more than those found afresh, which need not fail clearly then, unless they move half of the
+        images.
         """
         first, last = told[0], told[-1]
         if self._silenced(first, last):
             return True
         strongest = max(first["margins"])
-        weak = all_to_all or strongest <= self.weak
+        weak = strongest <= self.weak
         once = len(told) == 2
-        if weak and once and last["agreement"] >= self.agreement_free:
+        if once and (all_to_all or (weak and last["agreement"] >= self.agreement_free)):
             return False
         if all_to_all or strongest <= 0:
             return last["success"] <= self.success_share * first["success"]
@@ -436,9 +446,9 @@ class _Repair:
     def others(self) -> list[float]:
         """Return how large a margin triggers of each finding reach for other classes, in the original.
 
-        Nothing for all-to-all, which has no other.
+        Nothing for all-to-all, which has no other, and beside strokes, which stand in for letters.
         """
-        if self.findings[0].all_to_all:
+        if any(f.all_to_all or isinstance(f.family, Strokes) for f in self.findings):
             return []
         copied = self._copied()
         return [self._others(finding, copied) for finding in self.findings]
@@ -533,7 +543,7 @@ def _like_others(first: dict[str, Any], last: dict[str, Any]) -> bool:
 
     Not where they stand in for one that covers the image, of which they tell too little.
     """
-    if first["inside"] is not None:
+    if first["inside"] is not None or not first["others"]:
         return False
     return all(now <= others for now, others in zip(last["margins"], first["others"], strict=True))
 
