@@ -492,6 +492,14 @@ def test_what_leads_to_other_classes_as_well_is_left_out(
     assert repair.told[0]["others"] == [others[i] for i in kept]
 
 
+def test_what_is_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = (finding(Patch(), 5), finding(Smooth(), 5))
+    monkeypatch.setattr(_Repair, "_others", lambda _, of, __: 1e9 if of is findings[0] else -1.0)
+    method = Restore(rounds=1, strong_steps=1, strong_count=2, num_images=16)
+    told = method.erase(Reader(), ["last"], shades([4, 5]), findings, Session(generator(0)))
+    assert told["left_out"] == [findings[0].sentence()] and len(told["rounds"][0]["margins"]) == 1
+
+
 def test_triggers_of_other_classes_are_searched_in_the_original_and_from_a_copy() -> None:
     repair = repair_of(Reader(), finding(Smooth(), 5))
     asked, state = [], repair.session.generator.get_state()

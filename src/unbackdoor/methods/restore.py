@@ -97,6 +97,7 @@ from unbackdoor._layers import (
     restorable_layers,
     ridge_change,
 )
+from unbackdoor._repeatable import copied
 from unbackdoor.methods._base import Method, Session
 from unbackdoor.methods._given_back import give_back_
 from unbackdoor.methods._handicap import handicap, own_margins, set_back_
@@ -129,7 +130,8 @@ FEW_KEPT = 0.5
 AGAIN = 2
 """… and so many times again, where no triggers inside the network tell what to withstand."""
 APART = 1.5
-"""A finding whose triggers lead to the target by no more than so many times what they lead to others by …"""
+"""A finding tells of a trigger where strong ones lead to the target by so many times the margin that they
+reach for other classes."""
 MEASURED = 128
 """Images on which it is measured what triggers change at a layer."""
 
@@ -247,7 +249,8 @@ class Restore(Method):
     ) -> dict[str, Any]:
         """Alternate recovery and restoration until fresh triggers fail, and set the target back; tells of it.
 
-        ``rounds`` has one entry a look; for the other figures see ``_Repair.set_back``.
+        ``rounds`` has one entry a look, ``left_out`` the findings that lead to other classes about as well;
+        for the other figures see ``_Repair.set_back``.
         """
         probes = varied(clean, self.num_images, session.generator)
         repair = _Repair(self, model, copy.deepcopy(model), layers, clean, findings, session, probes)
@@ -255,8 +258,11 @@ class Restore(Method):
         for number in range(self.rounds):
             if not repair.attempt(number):
                 break
+        told = repair.set_back()
         fresh = round(repair.told[-1]["success"], 3)
-        return {"rounds": repair.told, "success of triggers found afresh": fresh, **repair.set_back()}
+        kept = {id(f) for f in repair.findings}
+        told["left_out"] = [f.sentence() for f in findings if id(f) not in kept]
+        return {"rounds": repair.told, "success of triggers found afresh": fresh, **told}
 
     def done(self, told: list[dict[str, Any]], all_to_all: bool) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
@@ -408,7 +414,10 @@ class _Repair:
     shifts: Shifts | None = None
 
     def begin(self) -> None:
-        """Look at the original, and leave out what leads to other classes about as well as to the target."""
+        """Look at the original; leave findings out that lead to other classes about as well as to the target.
+
+        Not if that holds for all of them.
+        """
         self.look()
         first = self.told[0]
         first["others"] = self.others()
@@ -450,8 +459,8 @@ class _Repair:
         """
         if any(f.all_to_all or isinstance(f.family, Strokes) for f in self.findings):
             return []
-        copied = self._copied()
-        return [self._others(finding, copied) for finding in self.findings]
+        generator = copied(self.session.generator)
+        return [self._others(finding, generator) for finding in self.findings]
 
     def _others(self, finding: Finding, generator: torch.Generator) -> float:
         every = torch.arange(self.clean.num_classes)
@@ -469,7 +478,7 @@ class _Repair:
         """By how many logits noise leads to the target, where sums alone tell of it; ``None`` elsewhere."""
         if not all(isinstance(f.family, Additive) and f.target is not None for f in self.findings):
             return None
-        answers = answers_under(self.model, self.clean, noises(), self._copied())
+        answers = answers_under(self.model, self.clean, noises(), copied(self.session.generator))
         return answers.lead_of(self.findings[0].goal)
 
     def attempt(self, number: int) -> bool:
@@ -489,24 +498,25 @@ class _Repair:
             return False
         return not self.method.done(self.told, self.findings[0].all_to_all)
 
-    def set_back(self) -> dict[str, bool | float | None]:
-        """Set a target that triggers inside lead to back by what its own images bear; tell how that went.
+    def set_back(self) -> dict[str, Any]:
+        """Give the target its own images back where most are lost; with triggers inside, set it back.
 
-        Where most of their views would be lost, they are given back first. Told are whether that was done,
+        That is by what these images bear. Told are whether that was done,
         the handicap in logits, and the share of hard views of the target's own images that are still answered
         so, ``None`` where there are none or every class is a target.
         """
         if self.findings[0].all_to_all:
             return {"given_back": False, "handicap": 0.0, "target_kept": None}
-        target, generator = self.findings[0].goal, self.session.generator
-        given, margins = False, self._own_margins(generator)
-        taken = handicap(margins) if self.shifts else 0.0
-        if len(margins) and (margins > taken).float().mean() < FEW_KEPT:
-            given, margins = self.give_back(), self._own_margins(generator)
-        by, seen = handicap(margins) if self.shifts else 0.0, self.clean.images[:MEASURED]
+        given, margins = False, self._own_margins()
+        if len(margins) and (margins > self._handicap(margins)).float().mean() < FEW_KEPT:
+            given, margins = self.give_back(), self._own_margins()
+        by, seen, target = self._handicap(margins), self.clean.images[:MEASURED], self.findings[0].goal
         by = by if by and set_back_(self.model, self.layers[-1], target, by, seen) else 0.0
         kept = (margins > by).float().mean().item() if len(margins) else None
         return {"given_back": given, "handicap": by, "target_kept": kept}
+
+    def _handicap(self, margins: Tensor) -> float:
+        return handicap(margins) if self.shifts else 0.0
 
     def give_back(self) -> bool:
         """Refit the target's row of the last layer; tell whether it was.
@@ -521,12 +531,9 @@ class _Repair:
             give_back_(*shared, self.pool, self.shifts, self.session.generator)
         return given
 
-    def _own_margins(self, generator: torch.Generator) -> Tensor:
-        return own_margins(self.model, self.original, self.clean, self.findings[0].goal, generator)
-
-    def _copied(self) -> torch.Generator:
-        """Return a copy of the generator, so that what is searched next does not hang on what was asked."""
-        return torch.Generator().set_state(self.session.generator.get_state())
+    def _own_margins(self) -> Tensor:
+        shared = (self.model, self.original, self.clean, self.findings[0].goal)
+        return own_margins(*shared, self.session.generator)
 
     def by_chance(self) -> list[Recovered]:
         """Return triggers that chance makes where some were found, of families that have such."""

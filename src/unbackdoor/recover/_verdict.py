@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from unbackdoor._clean import CleanImages
+from unbackdoor._repeatable import copied
 from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, SizedFamily, Smooth
 from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises
@@ -218,9 +219,8 @@ class _Search:
         if easiest <= CERTAIN:
             return targets
         families = {f.family for f in targets}
-        # From a copy, so that what is searched next does not hang on whether this was asked.
-        copied = torch.Generator().set_state(self.generator.get_state())
-        shifts = self.all_to_all([found for found in self.found if found.family in families], copied)
+        searched = [found for found in self.found if found.family in families]
+        shifts = self.all_to_all(searched, copied(self.generator))
         return [f for f in shifts if f.ratio <= GAP * easiest] or targets
 
     def targets(self) -> list[Finding]:
