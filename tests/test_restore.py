@@ -446,7 +446,7 @@ def test_a_target_that_lost_most_of_its_views_gets_them_back_first() -> None:
     lost = model(shades([4, 5]).images)[:, 5]
     repair = repair_of(model, finding(Smooth(), 5), Shifts("last", torch.zeros(1, 1), -torch.inf))
     told = repair.set_back()
-    assert told["given_back"] and (model(shades([4, 5]).images)[:, 5] - lost).min() > 1
+    assert told["given_back"] and not repair.told and (model(shades([4, 5]).images)[:, 5] - lost).min() > 1
 
 
 def test_a_target_without_triggers_inside_is_given_back_against_fresh_ones_again(
@@ -469,27 +469,33 @@ def test_a_target_without_triggers_inside_is_given_back_against_fresh_ones_again
 
 
 @pytest.mark.parametrize(
-    ("others", "names"),
-    [([9.0, -1.0], ["smooth"]), ([6.0, -1.0], ["patch", "smooth"]), ([9.0, 90.0], ["patch", "smooth"])],
-    ids=["a patch leads anywhere", "it leads to the target by far", "all lead anywhere"],
+    ("margins", "others", "names"),
+    [
+        ([10.0, 4.0], [9.0, -1.0], ["additive"]),
+        ([10.0, 4.0], [6.0, -1.0], ["patch", "additive"]),
+        ([10.0, 4.0], [9.0, 90.0], ["patch", "additive"]),
+        ([10.0, -4.0], [6.0, -1.0], ["patch", "additive"]),
+    ],
+    ids=["a patch leads anywhere", "it leads to the target by far", "all lead anywhere", "sums lead nowhere"],
 )
 def test_what_leads_to_other_classes_as_well_is_left_out(
-    others: list[float], names: list[str], monkeypatch: pytest.MonkeyPatch
+    margins: list[float], others: list[float], names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repair, left = repair_of(Reader(), finding(Patch(), 5)), list(others)
-    repair.findings, repair.pool = (finding(Patch(), 5), finding(Smooth(), 5)), []
+    repair.findings, repair.pool = (finding(Patch(), 5), finding(Additive(), 5)), []
 
     def look() -> None:
-        repair.pool = ["of the patch", "of the sum"]
-        repair.told.append({"margins": [10.0, 4.0]})
+        repair.pool = ["patches", "sums"]
+        repair.told.append({"margins": margins, "noise": repair.lead_of_noise()})
 
     monkeypatch.setattr(repair, "look", look)
     monkeypatch.setattr(repair, "_others", lambda *_: left.pop(0))
     repair.begin()
     assert [f.family.name for f in repair.findings] == names and len(repair.pool) == len(names)
-    kept = [i for i, name in enumerate(["patch", "smooth"]) if name in names]
-    assert repair.told[0]["margins"] == [[10.0, 4.0][i] for i in kept]
+    kept = [i for i, name in enumerate(["patch", "additive"]) if name in names]
+    assert repair.told[0]["margins"] == [margins[i] for i in kept]
     assert repair.told[0]["others"] == [others[i] for i in kept]
+    assert (repair.told[0]["noise"] is not None) is (names == ["additive"])
 
 
 def test_what_is_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,6 +504,11 @@ def test_what_is_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     method = Restore(rounds=1, strong_steps=1, strong_count=2, num_images=16)
     told = method.erase(Reader(), ["last"], shades([4, 5]), findings, Session(generator(0)))
     assert told["left_out"] == [findings[0].sentence()] and len(told["rounds"][0]["margins"]) == 1
+
+
+def test_rounds_against_strokes_go_by_their_own_margins() -> None:
+    first = {"margins": [30.0], "success": 1.0, "agreement": 1.0, "noise": None, "inside": None, "others": []}
+    assert not Restore().done([first, first | {"margins": [20.0]}], all_to_all=False)
 
 
 def test_triggers_of_other_classes_are_searched_in_the_original_and_from_a_copy() -> None:
