@@ -431,7 +431,9 @@ def test_only_a_target_that_triggers_inside_lead_to_is_set_back() -> None:
     told = {}
     for name, shifts in {"inside": Shifts("last", torch.zeros(1, 1), -torch.inf), "none": None}.items():
         model = Reader()
-        told[name] = repair_of(model, finding(Smooth(), 5), shifts).set_back()
+        repair = repair_of(model, finding(Smooth(), 5), shifts)
+        repair.told = [{"success": 1.0}]
+        told[name] = repair.set_back()
         assert (model(images := shades([4, 5]).images) == Reader()(images)).all().item() is (name == "none")
     assert told["inside"]["handicap"] > 0 == told["none"]["handicap"]
     assert told["inside"]["target_kept"] >= 0.99 and told["none"]["target_kept"] == 1.0
@@ -462,9 +464,13 @@ def test_a_target_without_triggers_inside_is_given_back_against_fresh_ones_again
     model.last.bias[5] -= 40.0
     lost = model(shades([4, 5]).images)[:, 5]
     repair = repair_of(model, finding(Smooth(), 5))
-    assert repair.set_back()["given_back"] and pools == [1, 2, 3] and len(repair.told) == 2
+    repair.told = [{"success": 0.4}]
+    assert not repair.set_back()["given_back"] and not pools
+    repair.told = [{"success": 0.5}]
+    assert repair.set_back()["given_back"] and pools == [1, 2, 3] and len(repair.told) == 3
     assert (model(shades([4, 5]).images)[:, 5] - lost).min() > 1
     kept = repair_of(Reader(), finding(Smooth(), 5))
+    kept.told = [{"success": 1.0}]
     assert not kept.set_back()["given_back"] and len(pools) == 3
 
 

@@ -28,8 +28,8 @@ its clean answer, in closed form. The package's default.
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
     where most hard views of t's own images are lost: refit t's row of the last layer, so that they get their
-        margins back and triggered ones stay below their answers; without shifts twice more, each time against
-        triggers found afresh, too
+        margins back and triggered ones stay below their answers; without shifts only if triggers found afresh
+        go on to move many images, and twice more, each time against fresh ones, too
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
         forward, by half a logit at most, where a quarter of these are lost
 
@@ -152,7 +152,8 @@ class Restore(Method):
             that they moved.
         clearance: the margin must be lower by so many logits …
         agreement_ample: … while the network agrees with the original on this share of varied clean images …
-        success_left: … or, after the first round, while fresh triggers move more than this share of images …
+        success_left: … or, after the first round, while fresh triggers move more than this share of images
+            (where they do so at the end, a target that lost its images gets them back) …
         agreement_fair: … and it agrees on this share, all in [0, 1].
         weak: where the mean margin is no larger in the beginning, in logits, the first round is not the
             last …
@@ -501,14 +502,17 @@ class _Repair:
     def set_back(self) -> dict[str, Any]:
         """Give the target its own images back where most are lost; with triggers inside, set it back.
 
-        That is by what these images bear. Told are whether that was done,
-        the handicap in logits, and the share of hard views of the target's own images that are still answered
-        so, ``None`` where there are none or every class is a target.
+        That is by what these images bear. Without triggers inside, images are given back only where triggers
+        go on to work: one image says too little of a class where images vary, and the row that it teaches
+        has to earn its price by silencing them. Told are whether that was done, the handicap in logits, and
+        the share of hard views of the target's own images that are still answered so, ``None`` where there
+        are none or every class is a target.
         """
         if self.findings[0].all_to_all:
             return {"given_back": False, "handicap": 0.0, "target_kept": None}
         given, margins = False, self._own_margins()
-        if len(margins) and (margins > self._handicap(margins)).float().mean() < FEW_KEPT:
+        works = self.shifts or self.told[-1]["success"] > self.method.success_left
+        if works and len(margins) and (margins > self._handicap(margins)).float().mean() < FEW_KEPT:
             given, margins = self.give_back(), self._own_margins()
         by, seen, target = self._handicap(margins), self.clean.images[:MEASURED], self.findings[0].goal
         by = by if by and set_back_(self.model, self.layers[-1], target, by, seen) else 0.0
