@@ -236,6 +236,20 @@ def test_rounds_end_where_triggers_reach_the_target_no_further_than_others(
     assert Restore().done([first | {"others": others}, last], all_to_all=False) is done
 
 
+def test_triggers_inside_that_follow_a_round_are_no_measure_of_other_classes_either() -> None:
+    first = {
+        "margins": [19.0],
+        "success": 1.0,
+        "agreement": 1.0,
+        "noise": None,
+        "inside": None,
+        "others": [6.0],
+    }
+    last = {"margins": [5.9], "success": 1.0, "agreement": 0.96, "noise": None, "inside": None}
+    assert Restore().done([first, last, last], all_to_all=False)
+    assert not Restore().done([first, last | {"inside": 9.0}, last], all_to_all=False)
+
+
 class Reddened(nn.Module):
     """Answers class 1, and class 2 the more the rougher the first channel is."""
 

@@ -17,7 +17,7 @@ its clean answer, in closed form. The package's default.
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when triggers found afresh on f' lead to t no further than to other classes in f (but not where
-            they stand in for what covers the image), or
+            they stand in for what covers the image: strokes, or with shifts), or
         stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
             and, while f' agrees with f on nearly all varied clean images (a few less after a first round that
             left triggers to move many), two logits less than that
@@ -287,10 +287,10 @@ class Restore(Method):
             return False
         if all_to_all or strongest <= 0:
             return last["success"] <= self.success_share * first["success"]
-        if _like_others(first, last):
+        inside = any(entry["inside"] is not None for entry in told[:-1])
+        if not inside and _like_others(first, last):
             return True
         beyond = self.margin_share * strongest - max(last["margins"])
-        inside = any(entry["inside"] is not None for entry in told[:-1])
         moving = once and last["success"] > (HALF if inside else self.success_left)
         bound = self.agreement_fair if moving else self.agreement_ample
         clearly = last["agreement"] >= bound and (moving or not inside)
@@ -550,11 +550,8 @@ class _Repair:
 
 
 def _like_others(first: dict[str, Any], last: dict[str, Any]) -> bool:
-    """Tell whether fresh triggers lead to the target no further than to other classes in the original.
-
-    Not where they stand in for one that covers the image, of which they tell too little.
-    """
-    if first["inside"] is not None or not first["others"]:
+    """Tell whether fresh triggers lead to the target no further than to other classes in the original."""
+    if not first["others"]:
         return False
     return all(now <= others for now, others in zip(last["margins"], first["others"], strict=True))
 
