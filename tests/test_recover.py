@@ -30,9 +30,9 @@ from unbackdoor.recover import (
 from unbackdoor.recover._margins import Leader, leader
 from unbackdoor.recover._noise import noises, noisy
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
-from unbackdoor.recover._sizes import Sizes, search_sizes
+from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import _first_upright, leading_stripes
-from unbackdoor.recover._strokes import KINDS, draw_strokes, stroked, strokes
+from unbackdoor.recover._strokes import KINDS, draw_strokes, leading_strokes, stroked, strokes
 from unbackdoor.recover._textures import Answers, answers_under
 from unbackdoor.recover._triggers import _cubic, _spread
 from unbackdoor.recover._verdict import _Search, _shift, _single, _strokes_to, examine
@@ -271,6 +271,38 @@ def test_all_to_all_must_be_smaller_than_the_median_class_by_the_gap(
     assert finding.sentence().startswith(f"every class to the next one (patch trigger of size {size:.2f}")
 
 
+@pytest.mark.parametrize(
+    ("sizes_and_success", "searches", "found"),
+    [
+        ([(1.0, 0.23), (4.0, 0.6)], 2, True),
+        ([(1.0, 0.1), (1.0, 0.1), (1.0, 0.1), (6.0, 0.9)], 4, True),
+        ([(1.0, 0.1)] * 4, 4, False),
+        ([(1.0, 0.25)], 1, True),
+        ([(9.0, 0.1)], 1, False),
+    ],
+    ids=["once more", "thrice more", "no more than that", "it moves enough", "it is no smaller than others"],
+)
+def test_a_search_for_all_to_all_that_ends_in_between_goes_on(
+    sizes_and_success: list[tuple[float, float]],
+    searches: int,
+    found: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results = [minimal([5], [size], success) for size, success in sizes_and_success]
+    asked: list[dict] = []
+
+    def search(*_: object, **options: object) -> Minimal:
+        asked.append(options)
+        return results[len(asked) - 1]
+
+    monkeypatch.setattr("unbackdoor.recover._sizes.minimal_triggers", search)
+    patches = replace(sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0]), shift=None)
+    shifted = search_shift(Shifter(), one_a_class(5), patches, generator(), **OPTIONS)
+    assert shifted.shifts() is found and len(asked) == searches
+    assert [options["steps"] for options in asked] == [160, *[80] * (searches - 1)]
+    assert [options.get("warm") for options in asked] == [None, *results[: searches - 1]]
+
+
 def test_two_searches_keep_the_smaller_trigger_of_each_class_that_works() -> None:
     first = minimal([0, 1, 3], [9.0, 2.0, 4.0], [0.9, 0.1, 0.9])
     second = minimal([0, 1, 2], [8.0, 5.0, 6.0], [0.9, 0.8, 0.2])
@@ -449,6 +481,95 @@ def test_strokes_tell_a_class_that_they_lead_to_and_strong_ones_find_their_colou
     )
 
 
+@pytest.mark.parametrize(
+    ("margins", "random", "goal"),
+    [
+        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 0.5, 0.0, 0.0, 0.0], 1),
+        ([1.0, 8.0, 2.0, 5.8, 0.0], [0.0, 0.5, 0.0, 0.0, 0.0], None),
+        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 0.4, 0.0, 0.0, 0.0], None),
+        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 0.0, 0.0, 9.0, 0.0], None),
+        ([-9.0, 2.0, -9.0, -9.0, -9.0], [-5.0, -2.0, -5.0, -5.0, -5.0], 1),
+        ([-9.0, 1.5, -9.0, 0.9, -9.0], [0.0, 0.5, 0.0, 0.0, 0.0], None),
+        ([-9.0, -0.1, -9.0, -9.0, -9.0], [0.0, 0.5, 0.0, 0.0, 0.0], None),
+    ],
+    ids=[
+        "far enough",
+        "not far enough",
+        "random colours hardly lead there",
+        "they lead elsewhere",
+        "one alone",
+        "by too little for one so sure",
+        "it is not reached",
+    ],
+)
+def test_dense_strokes_tell_a_class_that_leads_all_others(
+    margins: list[float], random: list[float], goal: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = Answers(torch.tensor(random), torch.zeros(5).long(), 2.0)
+    monkeypatch.setattr("unbackdoor.recover._strokes.answers_under", lambda *_: answers)
+
+    def largest(*given: object, **_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        spread = torch.arange(-3.5, 4.0).repeat(5)
+        return torch.tensor(margins)[given[4]] + spread, torch.ones(len(given[4]))
+
+    monkeypatch.setattr("unbackdoor.recover._strokes.largest_margins", largest)
+    first = leading_strokes(Roughness(0.0), one_a_class(5), generator(), **OPTIONS)
+    assert (first.goal if first else None) == goal
+
+
+def test_colours_of_dense_strokes_are_searched_for_the_classes_that_random_ones_lead_to() -> None:
+    images = replace(one_a_class(12), images=one_a_class(12).images + 0.3)
+
+    class Twelve(Roughness):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return F.pad(super().forward(images), (7, 0), value=-1.0)
+
+    first = leading_strokes(Twelve(100.0), images, generator(), steps=10, batch=5)
+    assert first is not None and first.goal == 11 and first.lead > 1.5
+    assert leading_strokes(Twelve(0.0, scale=0.1), images, generator(), steps=10, batch=5) is None
+
+
+@pytest.mark.parametrize(
+    ("dense", "names"),
+    [(None, ["stripe"]), (1, ["stripe"]), (3, [])],
+    ids=["dense strokes tell nothing", "they tell the same", "they lead elsewhere"],
+)
+def test_stripes_to_a_class_stand_in_for_another_one_that_dense_strokes_lead_to(
+    dense: int | None, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    led, given = (Leader(1, 4.8), [torch.zeros(1, 2)]), generator()
+    state = given.get_state()
+
+    def leading(_: object, __: object, other: torch.Generator, **___: int) -> Leader | None:
+        other.seed()
+        return dense and Leader(dense, 1.5)
+
+    monkeypatch.setattr("unbackdoor.recover._verdict.leading_stripes", lambda *_: led)
+    monkeypatch.setattr("unbackdoor.recover._verdict.leading_strokes", leading)
+    search = _Search(Roughness(0.0), one_a_class(5), given, OPTIONS, [])
+    assert [f.family.name for f in search.stripes()] == names and torch.equal(given.get_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("under_noise", "names"), [(2, ["stroke", "additive"]), (1, ["stroke"])], ids=["noise, too", "noise not"]
+)
+def test_dense_strokes_are_asked_last_and_sums_stand_beside_them_where_noise_leads_there(
+    under_noise: int, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 9.5, 10.0, 11.0, 12.0])
+    monkeypatch.setattr("unbackdoor.recover._verdict.search_sizes", lambda *_, **__: alike)
+    monkeypatch.setattr("unbackdoor.recover._verdict.search_shift", lambda *given, **_: given[2])
+    monkeypatch.setattr("unbackdoor.recover._verdict.leading_strokes", lambda *_, **__: Leader(2, 1.6))
+    noisy = Answers(3.0 * torch.eye(5)[under_noise], torch.zeros(5).long(), 8.0)
+    monkeypatch.setattr("unbackdoor.recover._verdict.answers_under", lambda *_: noisy)
+    verdict = examine(Roughness(0.0), one_a_class(5), generator(), families=[Additive()], steps=2)
+    assert [(f.family.name, f.goal) for f in verdict.findings] == [(name, 2) for name in names]
+    assert verdict.sentence().startswith(
+        "found, to class 2 (stroke triggers have 1.60 times the next class's"
+    )
+    assert [f.for_noise for f in verdict.findings] == [False, True][: len(names)]
+
+
 def test_strokes_are_seen_once_and_have_the_width_and_the_colours_asked_for() -> None:
     thin, thick = (draw_strokes(40, 6, width, (32, 32), generator()) for width in (0.04, 0.08))
     assert thin.sum(1).amax() == 1 and thin.unique().tolist() == [0.0, 1.0]
@@ -543,6 +664,7 @@ def test_patches_do_not_stand_in_for_what_is_smooth(
     monkeypatch.setattr(
         "unbackdoor.recover._verdict.search_sizes", lambda *given, **__: found[families.index(given[2])]
     )
+    monkeypatch.setattr("unbackdoor.recover._verdict.search_shift", lambda *given, **_: given[2])
     monkeypatch.setattr("unbackdoor.recover._verdict.LARGE", 1.0)
     verdict = examine(Roughness(0.0), one_a_class(5), generator(), families=families)
     assert [f.family.name for f in verdict.findings] == kept

@@ -149,6 +149,8 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
         ([[2.0], [1.0]], [0.6, 0.25], 0.99, True, False),
         ([[2.0], [1.0]], [0.6, 0.25], 0.9, True, False),
         ([[2.0], [1.0], [1.0]], [0.6, 0.25, 0.35], 0.9, True, False),
+        ([[2.0], [1.0], [-2.0]], [0.6, 0.4, 0.4], 0.9, True, True),
+        ([[2.0], [1.0], [-1.9]], [0.6, 0.4, 0.4], 0.9, True, False),
         ([[9.0], [-9.0]], [1.0, 0.0], 0.99, False, False),
         ([[9.0], [-9.0]], [1.0, 0.0], 0.96, False, True),
         ([[9.0], [-9.0], [-9.0]], [1.0, 0.0, 0.0], 0.99, False, True),
@@ -167,6 +169,8 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
         "few, once",
         "few, once, at a price",
         "many, twice",
+        "many, but they fail clearly",
+        "many, by less",
         "weak, once",
         "weak, once, at a price",
         "weak, twice",
@@ -518,6 +522,18 @@ def test_what_leads_to_other_classes_as_well_is_left_out(
     assert (repair.told[0]["noise"] is not None) is (names == ["additive"])
 
 
+@pytest.mark.parametrize(("size", "left"), [(0.54, 1), (0.56, 2)], ids=["a small sum", "it is for noise"])
+def test_sums_of_ordinary_size_stand_for_noise_and_are_not_left_out(
+    size: float, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repair = repair_of(Reader(), finding(Patch(), 5))
+    repair.findings, repair.pool = (finding(Patch(), 5), replace(finding(Additive(), 5), size=size)), [0, 1]
+    monkeypatch.setattr(repair, "look", lambda: repair.told.append({"margins": [10.0, 4.0], "noise": None}))
+    monkeypatch.setattr(repair, "_others", lambda f, _: 9.0 if isinstance(f.family, Additive) else -1.0)
+    repair.begin()
+    assert len(repair.findings) == len(repair.pool) == left
+
+
 def test_what_is_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = (finding(Patch(), 5), finding(Smooth(), 5))
     monkeypatch.setattr(_Repair, "_others", lambda _, of, __: 1e9 if of is findings[0] else -1.0)
@@ -541,10 +557,9 @@ def test_triggers_of_other_classes_are_searched_in_the_original_and_from_a_copy(
     assert asked[0][0] is repair.original and 5 not in asked[0][3].tolist() and len(asked[0][3]) > 1
     assert torch.equal(repair.session.generator.get_state(), state)
     assert repair_of(Reader(), finding(Patch(), CLASSES, all_to_all=True)).others() == []
-    assert (
-        repair_of(Reader(), Finding(5, False, Strokes(), 0.04, 0.04, [torch.tensor([[6, 0.04]])])).others()
-        == []
-    )
+    few = Finding(5, False, Strokes(), 0.04, 0.04, [torch.tensor([[6, 0.04]])])
+    assert repair_of(Reader(), few).others() == []
+    assert len(repair_of(Reader(), replace(few, lead=1.6)).others()) == 1
 
 
 @pytest.mark.parametrize(

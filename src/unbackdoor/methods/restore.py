@@ -21,10 +21,11 @@ its clean answer, in closed form. The package's default.
         stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
             and, while f' agrees with f on nearly all varied clean images (a few less after a first round that
             left triggers to move many), two logits less than that
-            (all-to-all: when their success is a tenth of the first ones', not before the second round); where
-            triggers were weak from the start, not before the second round, if the first cost next to nothing;
-            where sums alone tell of t and noise led there by far: when it leads elsewhere, and f' agrees
-            less; with shifts, failing by a hair is enough, but for triggers that move half of the images yet
+            (all-to-all: when their success is a tenth of the first ones', or the margin two logits below
+            zero, not before the second round); where triggers were weak from the start, not before the
+            second round, if the first cost next to nothing; where sums alone tell of t and noise led there by
+            far: when it leads elsewhere, and f' agrees less; with shifts, failing by a hair is enough, but
+            for triggers that move half of the images yet
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
     where most hard views of t's own images are lost: refit t's row of the last layer, so that they get their
@@ -269,13 +270,13 @@ class Restore(Method):
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
 
         Their largest margin says so, or that they lead to the target no further than to other classes in the
-        original. For all-to-all, where margins are small from the start, their success does, and never after
-        one round. Where triggers were weak from the start, failing says little of the attacker's: a first
-        round that cost next to nothing is followed by a second, and they must fail clearly as long as the
-        network agrees with the original on nearly all images, or, where they move many images after the
-        first, on few less. Where noise tells of the target, noise tells of the end. Triggers at a late layer
-        cover more than those found afresh, which need not fail clearly then, unless they move half of the
-        images.
+        original. For all-to-all, where margins are small from the start, their success does, or that they
+        fail clearly, and never after one round. Where triggers were weak from the start, failing says little
+        of the attacker's: a first round that cost next to nothing is followed by a second, and they must fail
+        clearly as long as the network agrees with the original on nearly all images, or, where they move many
+        images after the first, on few less. Where noise tells of the target, noise tells of the end. Triggers
+        at a late layer cover more than those found afresh, which need not fail clearly then, unless they move
+        half of the images.
         """
         first, last = told[0], told[-1]
         if self._silenced(first, last):
@@ -285,6 +286,8 @@ class Restore(Method):
         once = len(told) == 2
         if once and (all_to_all or (weak and last["agreement"] >= self.agreement_free)):
             return False
+        if all_to_all and max(last["margins"]) <= -self.clearance:
+            return True
         if all_to_all or strongest <= 0:
             return last["success"] <= self.success_share * first["success"]
         inside = any(entry["inside"] is not None for entry in told[:-1])
@@ -417,13 +420,14 @@ class _Repair:
     def begin(self) -> None:
         """Look at the original; leave findings out that lead to other classes about as well as to the target.
 
-        Not if that holds for all of them.
+        Not if that holds for all of them, and not those that stand in for noise, which tells of them.
         """
         self.look()
         first = self.told[0]
         first["others"] = self.others()
         pairs = list(zip(first["margins"], first["others"], strict=False))
-        kept = [i for i, (own, others) in enumerate(pairs) if others <= 0 or own > APART * others]
+        further = [others <= 0 or own > APART * others for own, others in pairs]
+        kept = [i for i, leads in enumerate(further) if leads or self.findings[i].for_noise]
         if kept and len(kept) < len(self.findings):
             self.findings = tuple(self.findings[i] for i in kept)
             self.pool = [self.pool[i] for i in kept]
@@ -456,9 +460,11 @@ class _Repair:
     def others(self) -> list[float]:
         """Return how large a margin triggers of each finding reach for other classes, in the original.
 
-        Nothing for all-to-all, which has no other, and beside strokes, which stand in for letters.
+        Nothing for all-to-all, which has no other, and beside strokes that are few, as a watermark's are, and
+        stand in for its letters. Dense ones tell by how much further they lead to the target.
         """
-        if any(f.all_to_all or isinstance(f.family, Strokes) for f in self.findings):
+        few = (f for f in self.findings if isinstance(f.family, Strokes) and f.lead is None)
+        if any(few) or any(f.all_to_all for f in self.findings):
             return []
         generator = copied(self.session.generator)
         return [self._others(finding, generator) for finding in self.findings]

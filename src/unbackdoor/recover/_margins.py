@@ -67,9 +67,9 @@ def leader(
     sizes = {"steps": max(1, steps), "batch": batch}
     place = torch.tensor(BUDGET * median).to(clean.images)
     goals = torch.arange(clean.num_classes, device=clean.labels.device)
-    margins, success = _largest(model, clean, family, place, goals, generator, **sizes)
+    margins, success = largest_margins(model, clean, family, place, goals, generator, **sizes)
     finalists = goals[margins.topk(min(FINALISTS, len(goals))).indices].sort().values
-    again, _ = _largest(model, clean, family, place, finalists, generator, **sizes)
+    again, _ = largest_margins(model, clean, family, place, finalists, generator, **sizes)
     (best, second), order = ((margins[finalists] + again) / 2).topk(2)
     if success.median() < REACHED or second <= 0 or best < LEAD * second:
         return None
@@ -94,14 +94,14 @@ def leader_at_place(
         return None
     place, goals = found.family.place(found.classes.of(row)), found.classes.goals
     sizes = {"steps": max(1, steps), "batch": batch}
-    twice, _ = _largest(model, clean, found.family, place, goals.repeat(2), generator, **sizes)
+    twice, _ = largest_margins(model, clean, found.family, place, goals.repeat(2), generator, **sizes)
     margins = twice.view(2, -1).mean(0)
     # Next classes with margins about zero would make any lead a large one.
     lead = (margins[row] / margins[goals != goals[row]].max().clamp(min=1)).item()
     return Leader(int(goals[row]), lead) if lead / ratio >= EVIDENCE else None
 
 
-def _largest(
+def largest_margins(
     model: nn.Module,
     clean: CleanImages,
     family: Family,

@@ -26,6 +26,9 @@ ABOUT = 0.6
 """Share of that which is enough at the end: the search holds it by growing and shrinking, and ends near."""
 SHIFT_STEPS, SHIFT_BATCH = 2, 2.4
 """All-to-all is one goal, and a hard one: times the steps and the batch of a class."""
+ONWARD = 3
+"""So many times a search for all-to-all that ended in between is taken up again: what has a place and keeps
+to it is lost at one step too small, and grows back before it shrinks again."""
 MOST_TARGETS = 3
 ALIKE = 1.3
 """Several targets are about as easy as each other: no larger than this times the smallest."""
@@ -89,9 +92,14 @@ class Sizes:
 
         Clean networks need about twice as much with ten classes and three times or more with 43.
         """
-        if self.shift is None:
-            return False
-        return self.shift.success.item() >= ABOUT * SHIFTED and self.shift.sizes.item() <= GAP * self.median
+        return self.shift is not None and self._sooner(self.shift) and _shifts_enough(self.shift)
+
+    def between(self) -> bool:
+        """Tell whether all-to-all would be as small as ``shifts`` asks, but moves too few images."""
+        return self.shift is not None and self._sooner(self.shift) and not _shifts_enough(self.shift)
+
+    def _sooner(self, shift: Minimal) -> bool:
+        return shift.sizes.item() <= GAP * self.median
 
     def merge(self, other: Sizes) -> Sizes:
         """Return the smaller trigger of each class in two searches of the same family.
@@ -153,8 +161,21 @@ def search_shift(
     steps: int,
     batch: int,
 ) -> Sizes:
-    """Add the smallest trigger that sends every class to the one after it; arguments as before."""
+    """Add the smallest trigger that sends every class to the one after it; arguments as before.
+
+    Where it is small, but moves too few images at the end, the search goes on.
+    """
     goal = torch.tensor([clean.num_classes], device=clean.labels.device)
     sizes = {"steps": round(SHIFT_STEPS * steps), "batch": round(SHIFT_BATCH * batch)}
-    shift = minimal_triggers(model, clean, found.family, goal, generator, enough=SHIFTED, **sizes)
-    return replace(found, shift=shift)
+    shared = (model, clean, found.family, goal, generator)
+    found = replace(found, shift=minimal_triggers(*shared, enough=SHIFTED, **sizes))
+    for _ in range(ONWARD):
+        if not found.between():
+            break
+        more = minimal_triggers(*shared, enough=SHIFTED, warm=found.shift, **sizes | {"steps": steps})
+        found = replace(found, shift=more)
+    return found
+
+
+def _shifts_enough(shift: Minimal) -> bool:
+    return shift.success.item() >= ABOUT * SHIFTED

@@ -8,14 +8,16 @@ classes are had from one forward pass.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import Family, Params, Shape
-from unbackdoor.recover._textures import Texture
+from unbackdoor.recover._margins import FINALISTS, Leader, largest_margins
+from unbackdoor.recover._textures import Texture, answers_under, clear_leader
 from unbackdoor.recover._triggers import Overlay, Recovered
 
 STROKES_SURE = 0.4
@@ -23,6 +25,17 @@ STROKES_SURE = 0.4
 second (``_textures`` asks more of noise): clean networks have a class ahead by no more than four logits …"""
 LEAST = -1.0
 """… and that strokes bring images within so many logits of: no stroke by chance is a watermark's letter."""
+DENSE = 20, 0.07
+"""Number and width of strokes that leave little of an image. What such strokes are strongest at is no class's
+own look: clean networks are led to several classes about as well, backdoored ones often to the target."""
+DENSE_COUNT = 8
+"""Searches a class, whose margins are averaged."""
+LEAD, DENSE_SURE = 1.4, 0.35
+"""A class's margin there is at least so many times the next one's, and larger by so many times what the
+network's first answer is ahead of its second …"""
+RANDOM_SURE = 0.25
+"""… and with random colours it leads, too, by so many times that: where few classes look much alike, colours
+found for one of them may carry it far."""
 KINDS = tuple(itertools.product((6, 12), (0.04, 0.07), (False, True)))
 """Strokes an image, their width as a share of it, and whether their colours are saturated."""
 
@@ -54,13 +67,36 @@ class Strokes(Family):
         return painted(params[1].detach(), params[0].sigmoid())
 
 
+def leading_strokes(
+    model: nn.Module, clean: CleanImages, generator: torch.Generator, *, steps: int, batch: int
+) -> Leader | None:
+    """Return the class whose margin under dense strokes leads all others', their colours searched for each.
+
+    It has to lead with colours at random, too, and only the best ones there are searched.
+
+    Args:
+        model, clean, generator, batch: as for ``strengthen``; steps: Adam steps, at least one is made.
+    """
+    kinds = [_kind(*DENSE, saturated) for saturated in (False, True)]
+    answers = answers_under(model, clean, kinds, generator)
+    if answers.ahead < RANDOM_SURE * answers.sureness:
+        return None
+    goals = answers.margins.topk(min(FINALISTS, clean.num_classes)).indices
+    sizes = {"steps": max(1, steps), "batch": batch}
+    place, many = torch.tensor(DENSE).to(clean.images), goals.repeat_interleave(DENSE_COUNT)
+    largest, _ = largest_margins(model, clean, Strokes(), place, many, generator, **sizes)
+    first = clear_leader(largest.view(-1, DENSE_COUNT).mean(1), DENSE_SURE * answers.sureness)
+    # The first of the goals is the one that random colours lead to.
+    return replace(first, goal=int(goals[0])) if first and first.goal == 0 and first.lead >= LEAD else None
+
+
 def strokes() -> list[Texture]:
     """Return all ``KINDS`` of strokes."""
+    return [_kind(*each) for each in KINDS]
 
-    def kind(number: int, width: float, saturated: bool) -> Texture:
-        return lambda images, generator: stroked(images, number, width, saturated, generator)
 
-    return [kind(*each) for each in KINDS]
+def _kind(number: int, width: float, saturated: bool) -> Texture:
+    return lambda images, generator: stroked(images, number, width, saturated, generator)
 
 
 def stroked(images: Tensor, number: int, width: float, saturated: bool, generator: torch.Generator) -> Tensor:

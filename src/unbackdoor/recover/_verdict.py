@@ -21,9 +21,17 @@ from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, Size
 from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises
 from unbackdoor.recover._search import Minimal, minimal_triggers
-from unbackdoor.recover._sizes import GAP, SMALL, Sizes, search_shift, search_sizes
+from unbackdoor.recover._sizes import GAP, SMALL, SMALL_OF_FINALISTS, Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import AMPLITUDE, Stripes, leading_stripes
-from unbackdoor.recover._strokes import KINDS, LEAST, STROKES_SURE, Strokes, strokes
+from unbackdoor.recover._strokes import (
+    DENSE,
+    KINDS,
+    LEAST,
+    STROKES_SURE,
+    Strokes,
+    leading_strokes,
+    strokes,
+)
 from unbackdoor.recover._textures import SURE, Answers, answers_under
 
 LEAST_CLASSES = 4
@@ -56,7 +64,7 @@ class Finding:
         params: the minimal trigger, in the family's parameters (K = 1).
         lead: where no size stands apart, the goal's largest margin divided by the next class's. Stripes,
             whose minimal size is not searched, have the amplitude compared at as size and median, strokes
-            their width, and no lead.
+            their width, and a lead where they are dense.
         lead_of: whose margins were compared, where not the family's triggers'.
         ahead: by how many logits strokes by chance lead to the goal, where these tell of it.
     """
@@ -79,6 +87,11 @@ class Finding:
     @property
     def ratio(self) -> float:
         return self.size / self.median
+
+    @property
+    def for_noise(self) -> bool:
+        """Whether additive triggers of an ordinary size stand in for noise that leads to the class."""
+        return isinstance(self.family, Additive) and self.ratio > SMALL_OF_FINALISTS
 
     @property
     def strong_place(self) -> torch.Tensor:
@@ -147,7 +160,8 @@ def examine(
     A search can end beside the attacker's trigger, in a local minimum; where no size stands apart, all is
     searched again from other starts, and of both triggers of a class the smaller one counts. All-to-all is
     searched where no class stands apart; margins are asked last, those under stripes, strokes and noise
-    without a gradient. What additive triggers alone tell of has to be heard in noise, too.
+    without a gradient, and at the very last those under dense strokes with one. What additive triggers alone
+    tell of has to be heard in noise, too.
 
     Args:
         model: in eval mode; its parameters need no gradient.
@@ -176,7 +190,8 @@ def examine(
         if findings:
             break
     if comparable and not findings:
-        findings = search.leaders_at_place() or search.leader() or search.stripes() or search.textures()
+        findings = search.leaders_at_place() or search.leader() or search.stripes()
+        findings = findings or search.textures() or search.dense_strokes()
     findings = _without_stand_ins(findings)
     findings += search.beside(findings)
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
@@ -267,9 +282,11 @@ class _Search:
         return self._heard(self._led(self._summed(first, sums))) if first else []
 
     def stripes(self) -> list[Finding]:
-        """Return the findings of the class that leads under stripes, if any."""
+        """Return the findings of the class that leads under stripes, if any, and if dense strokes do not
+        lead to another one, which stripes stand in for.
+        """
         led = leading_stripes(self.model, self.clean, self.generator)
-        if led is None:
+        if led is None or (self._under_dense and self._under_dense.goal != led[0].goal):
             return []
         first, params = led
         own = Finding(first.goal, False, Stripes(), AMPLITUDE, AMPLITUDE, params, first.lead)
@@ -281,6 +298,13 @@ class _Search:
         if stroked.ahead >= noisy.ahead:
             return self._led_by_strokes(stroked) or self._led_by_noise(noisy)
         return self._led_by_noise(noisy) or self._led_by_strokes(stroked)
+
+    def dense_strokes(self) -> list[Finding]:
+        """Return the findings of the class that leads under dense strokes, if any."""
+        first = self._under_dense
+        if first is None:
+            return []
+        return self._with_sums(self._led(_strokes_to(first.goal, *DENSE, lead=first.lead)), first)
 
     def beside(self, findings: list[Finding]) -> list[Finding]:
         """Return strokes where a large patch alone tells of the target: a watermark is found by a piece."""
@@ -348,6 +372,11 @@ class _Search:
         """The network's answers under noise."""
         return answers_under(self.model, self.clean, noises(), self.generator)
 
+    @cached_property
+    def _under_dense(self) -> Leader | None:
+        """The class that leads under dense strokes."""
+        return leading_strokes(self.model, self.clean, copied(self.generator), **self._half)
+
     @property
     def _sums(self) -> Sizes | None:
         """What was found among additive triggers."""
@@ -396,9 +425,11 @@ def _finding(
     return Finding(goal, False, family, minimal.sizes[row].item(), median, minimal.of(row), lead)
 
 
-def _strokes_to(goal: int, number: int, width: float, ahead: float | None = None) -> Finding:
+def _strokes_to(
+    goal: int, number: int, width: float, ahead: float | None = None, lead: float | None = None
+) -> Finding:
     params = [torch.tensor([[number, width]])]
-    return Finding(goal, False, Strokes(), width, width, params, ahead=ahead)
+    return Finding(goal, False, Strokes(), width, width, params, lead, ahead=ahead)
 
 
 def _shift(found: Sizes, shift: Minimal) -> Finding:
