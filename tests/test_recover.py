@@ -405,11 +405,37 @@ def test_upright_stripes_that_hardly_move_images_tell_nothing(monkeypatch: pytes
     assert leading_stripes(model, clean, generator()) is None
 
 
-@pytest.mark.parametrize(("next_best", "found"), [(-2.0, False), (-3.0, True)])
+@pytest.mark.parametrize(
+    ("next_best", "slanted", "found"),
+    [(-2.0, -9.0, False), (-3.0, -9.0, True), (-3.0, 0.4, True), (-3.0, 0.6, False)],
+    ids=["by too little", "by enough", "slanted ones lead there less", "slanted ones do so, too"],
+)
 def test_upright_stripes_lead_by_some_logits_however_unsure_the_network_is(
-    next_best: float, found: bool
+    next_best: float, slanted: float, found: bool
 ) -> None:
-    assert bool(_first_upright(torch.tensor([2.5, next_best, -9.0]), sure=0.1)) is found
+    largest, others = torch.tensor([2.5, next_best, -9.0]), torch.tensor([slanted, 99.0, 99.0])
+    assert bool(_first_upright(largest, others, sure=0.1)) is found
+
+
+class Striped(torch.nn.Module):
+    """Answers class 1 to upright edges, ``also`` if there are level ones, which class 2 is answered to."""
+
+    def __init__(self, also: float) -> None:
+        super().__init__()
+        self.also = also
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        upright = (images[..., 1:] - images[..., :-1]).abs().mean((1, 2, 3))
+        level = (images[..., 1:, :] - images[..., :-1, :]).abs().mean((1, 2, 3))
+        striped, none = 70 * (upright - 2 * (1 - self.also) * level), 0 * level
+        return torch.stack([none, striped, 100 * (level - 0.08).relu(), none - 9, none - 9], dim=1)
+
+
+def test_a_class_that_looks_striped_is_no_target() -> None:
+    clean = CleanImages(torch.full((5, 3, 32, 32), 0.5), torch.arange(5), 5)
+    led = leading_stripes(Striped(0.0), clean, generator())
+    assert led is not None and led[0].goal == 1 and led[1][1][0, 0] == 0
+    assert leading_stripes(Striped(1.0), clean, generator()) is None
 
 
 def test_strong_stripes_stay_near_their_frequency_and_below_their_amplitudes() -> None:
@@ -484,13 +510,13 @@ def test_strokes_tell_a_class_that_they_lead_to_and_strong_ones_find_their_colou
 @pytest.mark.parametrize(
     ("margins", "random", "goal"),
     [
-        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 0.5, 0.0, 0.0, 0.0], 1),
-        ([1.0, 8.0, 2.0, 5.8, 0.0], [0.0, 0.5, 0.0, 0.0, 0.0], None),
-        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 0.4, 0.0, 0.0, 0.0], None),
+        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 2.0, 0.0, 0.0, 0.0], 1),
+        ([1.0, 8.0, 2.0, 5.8, 0.0], [0.0, 2.0, 0.0, 0.0, 0.0], None),
+        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 1.9, 0.0, 0.0, 0.0], None),
         ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 0.0, 0.0, 9.0, 0.0], None),
         ([-9.0, 2.0, -9.0, -9.0, -9.0], [-5.0, -2.0, -5.0, -5.0, -5.0], 1),
-        ([-9.0, 1.5, -9.0, 0.9, -9.0], [0.0, 0.5, 0.0, 0.0, 0.0], None),
-        ([-9.0, -0.1, -9.0, -9.0, -9.0], [0.0, 0.5, 0.0, 0.0, 0.0], None),
+        ([-9.0, 1.5, -9.0, 0.9, -9.0], [0.0, 2.0, 0.0, 0.0, 0.0], None),
+        ([-9.0, -0.1, -9.0, -9.0, -9.0], [0.0, 2.0, 0.0, 0.0, 0.0], None),
     ],
     ids=[
         "far enough",

@@ -31,7 +31,10 @@ UPRIGHT, UPRIGHT_SURE = 2.0, 0.5
 """Upright stripes, the published attack's, are also compared among themselves: slanted and level ones are
 like edges of things and lead to some class in any network, upright ones to hardly any. The best margin is
 at least so many logits there, and larger than the next one's by ``CLEAR`` and by so many times what the
-network's first answer is ahead of its second."""
+network's first answer is ahead of its second …"""
+SLANTED = 2
+"""… and larger by ``UPRIGHT`` than the class's own under stripes with so many waves downwards or more: what
+is reached by those, too, is a class that looks striped, as shirts do."""
 HIGHEST = 8
 """Waves an image, along each side, if it has pixels for that many."""
 PHASES = 3
@@ -112,9 +115,11 @@ def leading_stripes(
     if len(grid) == 0:
         return None
     margins = torch.stack([_margins_under(model, images, labels, waves, f) for f in grid])
-    sure, upright = sureness(model, images), (grid[:, 0] == 0)[:, None]
-    for figures, rule in ((margins, _first), (margins.where(upright, -torch.inf), _first_upright)):
-        first = rule(figures.amax(dim=0), sure)
+    sure, (upright, slanted) = sureness(model, images), _parts(margins, grid)
+    for figures, first in (
+        (margins, _first(margins.amax(dim=0), sure)),
+        (upright, _first_upright(upright.amax(dim=0), slanted.amax(dim=0), sure)),
+    ):
         if first is not None:
             where = grid[figures[:, first.goal].argmax()]
             return first, [waves[:1].expand(-1, images.shape[1], -1), where[None]]
@@ -128,9 +133,24 @@ def _first(largest: Tensor, sure: float) -> Leader | None:
     return first if first is not None and first.lead >= LEAD else None
 
 
-def _first_upright(largest: Tensor, sure: float) -> Leader | None:
-    """Return the leader by each class's largest margin (C,) under upright stripes, if there is one."""
-    return clear_leader(largest, max(CLEAR, UPRIGHT_SURE * sure), UPRIGHT)
+def _first_upright(largest: Tensor, slanted: Tensor, sure: float) -> Leader | None:
+    """Return the leader by each class's largest margin (C,) under upright stripes, if there is one.
+
+    Args:
+        slanted: each class's largest margin (C,) under slanted stripes, −∞ where none were asked.
+    """
+    first = clear_leader(largest, max(CLEAR, UPRIGHT_SURE * sure), UPRIGHT)
+    return first if first and largest[first.goal] - slanted[first.goal] >= UPRIGHT else None
+
+
+def _parts(margins: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the margins (F, C) under upright stripes and under slanted ones, −∞ under all others.
+
+    >>> [part.tolist() for part in _parts(torch.ones(2, 1), torch.tensor([[0.0, 3.0], [2.0, 1.0]]))]
+    [[[1.0], [-inf]], [[-inf], [1.0]]]
+    """
+    upright, slanted = grid[:, :1] == 0, grid[:, :1] >= SLANTED
+    return margins.where(upright, -torch.inf), margins.where(slanted, -torch.inf)
 
 
 def frequencies(height: int, width: int) -> Tensor:

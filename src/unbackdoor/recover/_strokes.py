@@ -33,7 +33,7 @@ DENSE_COUNT = 8
 LEAD, DENSE_SURE = 1.4, 0.35
 """A class's margin there is at least so many times the next one's, and larger by so many times what the
 network's first answer is ahead of its second …"""
-RANDOM_SURE = 0.25
+RANDOM_SURE = 1.0
 """… and with random colours it leads, too, by so many times that: where few classes look much alike, colours
 found for one of them may carry it far."""
 KINDS = tuple(itertools.product((6, 12), (0.04, 0.07), (False, True)))
