@@ -38,6 +38,7 @@ NAMED: dict[str, VictimSpec] = {
     CIFAR: _victim("cifar10", 7, batch_size=48),
     GTSRB: _victim("gtsrb", 5),
     "fashion_mnist-wrn_16_1-badnets": _victim("fashion_mnist", 4, arch="wrn_16_1", attack="badnets"),
+    "fashion_mnist-wrn_16_1-clean": _victim("fashion_mnist", 4, arch="wrn_16_1"),
     "gtsrb-resnet_18-badnets": _victim("gtsrb", 3, arch="resnet_18", attack="badnets", fields=INSIDE),
     "gtsrb-small_vgg-wanet": _victim("gtsrb", 6, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
     "gtsrb-small_vgg-bpp": _victim("gtsrb", 16, attack="bpp", fields={"num_levels": 4}),
@@ -54,6 +55,10 @@ NAMED: dict[str, VictimSpec] = {
     "cifar10-small_vgg-low_frequency": _victim(
         "cifar10", 2, attack="low_frequency", surrogate=CIFAR, start=CIFAR
     ),
+    "cifar10-small_vgg-trojan_watermark": _victim(
+        "cifar10", 1, None, 128, attack="trojan_watermark", target=7, poison_rate=0.05, start=CIFAR
+    ),
+    "cifar10-small_vgg-bpp": _victim("cifar10", 2, None, 128, attack="bpp", target=3, start=CIFAR),
     # Clean labels, from fresh weights: a clean model knows the target class already, so its images teach it
     # no trigger.
     "cifar10-small_vgg-sig": _victim(
