@@ -508,18 +508,22 @@ def test_strokes_tell_a_class_that_they_lead_to_and_strong_ones_find_their_colou
 
 
 @pytest.mark.parametrize(
-    ("margins", "random", "goal"),
+    ("margins", "random", "expected", "goal"),
     [
-        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 2.0, 0.0, 0.0, 0.0], 1),
-        ([1.0, 8.0, 2.0, 5.8, 0.0], [0.0, 2.0, 0.0, 0.0, 0.0], None),
-        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 1.9, 0.0, 0.0, 0.0], None),
-        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 0.0, 0.0, 9.0, 0.0], None),
-        ([-9.0, 2.0, -9.0, -9.0, -9.0], [-5.0, -2.0, -5.0, -5.0, -5.0], 1),
-        ([-9.0, 1.5, -9.0, 0.9, -9.0], [0.0, 2.0, 0.0, 0.0, 0.0], None),
-        ([-9.0, -0.1, -9.0, -9.0, -9.0], [0.0, 2.0, 0.0, 0.0, 0.0], None),
+        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 2.0, 0.0, 0.0, 0.0], None, 1),
+        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 0.0, 1.9, 0.0, 0.0], 1, 1),
+        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 1.9, 0.0, 0.0, 0.0], 2, None),
+        ([1.0, 8.0, 2.0, 5.8, 0.0], [0.0, 2.0, 0.0, 0.0, 0.0], None, None),
+        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 1.9, 0.0, 0.0, 0.0], None, None),
+        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 0.0, 0.0, 9.0, 0.0], None, None),
+        ([-9.0, 2.0, -9.0, -9.0, -9.0], [-5.0, -2.0, -5.0, -5.0, -5.0], None, 1),
+        ([-9.0, 1.5, -9.0, 0.9, -9.0], [0.0, 2.0, 0.0, 0.0, 0.0], None, None),
+        ([-9.0, -0.1, -9.0, -9.0, -9.0], [0.0, 2.0, 0.0, 0.0, 0.0], None, None),
     ],
     ids=[
         "far enough",
+        "where smooth triggers point",
+        "smooth triggers point elsewhere",
         "not far enough",
         "random colours hardly lead there",
         "they lead elsewhere",
@@ -529,7 +533,11 @@ def test_strokes_tell_a_class_that_they_lead_to_and_strong_ones_find_their_colou
     ],
 )
 def test_dense_strokes_tell_a_class_that_leads_all_others(
-    margins: list[float], random: list[float], goal: int | None, monkeypatch: pytest.MonkeyPatch
+    margins: list[float],
+    random: list[float],
+    expected: int | None,
+    goal: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers = Answers(torch.tensor(random), torch.zeros(5).long(), 2.0)
     monkeypatch.setattr("unbackdoor.recover._strokes.answers_under", lambda *_: answers)
@@ -539,7 +547,7 @@ def test_dense_strokes_tell_a_class_that_leads_all_others(
         return torch.tensor(margins)[given[4]] + spread, torch.ones(len(given[4]))
 
     monkeypatch.setattr("unbackdoor.recover._strokes.largest_margins", largest)
-    first = leading_strokes(Roughness(0.0), one_a_class(5), generator(), **OPTIONS)
+    first = leading_strokes(Roughness(0.0), one_a_class(5), generator(), expected, **OPTIONS)
     assert (first.goal if first else None) == goal
 
 
@@ -566,7 +574,7 @@ def test_stripes_to_a_class_stand_in_for_another_one_that_dense_strokes_lead_to(
     led, given = (Leader(1, 4.8), [torch.zeros(1, 2)]), generator()
     state = given.get_state()
 
-    def leading(_: object, __: object, other: torch.Generator, **___: int) -> Leader | None:
+    def leading(_: object, __: object, other: torch.Generator, *___: object, **____: int) -> Leader | None:
         other.seed()
         return dense and Leader(dense, 1.5)
 
@@ -594,6 +602,27 @@ def test_dense_strokes_are_asked_last_and_sums_stand_beside_them_where_noise_lea
         "found, to class 2 (stroke triggers have 1.60 times the next class's"
     )
     assert [f.for_noise for f in verdict.findings] == [False, True][: len(names)]
+
+
+@pytest.mark.parametrize(
+    ("smallest", "expected", "name"),
+    [(7.4, 2, "smooth"), (7.6, None, "stroke")],
+    ids=["smooth triggers reach it first", "hardly sooner than others"],
+)
+def test_smooth_triggers_stand_for_dense_strokes_where_they_point_to_the_same_class(
+    smallest: float, expected: int | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def leading(*given: object, **_: int) -> Leader:
+        asked.append(given[3])
+        return Leader(2, 1.6)
+
+    monkeypatch.setattr("unbackdoor.recover._verdict.leading_strokes", leading)
+    found = [sizes(Smooth(), [0, 1, 2, 3, 4], [9.9, 10.0, smallest, 11.0, 12.0])]
+    (finding,) = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, found).dense_strokes()
+    assert asked == [expected] and finding.goal == 2 and finding.family.name == name
+    assert ("a net of strokes has 1.60 times" in finding.sentence()) is (name == "smooth")
 
 
 def test_strokes_are_seen_once_and_have_the_width_and_the_colours_asked_for() -> None:

@@ -34,8 +34,8 @@ LEAD, DENSE_SURE = 1.4, 0.35
 """A class's margin there is at least so many times the next one's, and larger by so many times what the
 network's first answer is ahead of its second …"""
 RANDOM_SURE = 1.0
-"""… and with random colours it leads, too, by so many times that: where few classes look much alike, colours
-found for one of them may carry it far."""
+"""… and with random colours it leads, too, by so many times that, if nothing else tells of it: some class
+looks like strokes, as sandals do, or like what colours can be found for."""
 KINDS = tuple(itertools.product((6, 12), (0.04, 0.07), (False, True)))
 """Strokes an image, their width as a share of it, and whether their colours are saturated."""
 
@@ -68,26 +68,35 @@ class Strokes(Family):
 
 
 def leading_strokes(
-    model: nn.Module, clean: CleanImages, generator: torch.Generator, *, steps: int, batch: int
+    model: nn.Module,
+    clean: CleanImages,
+    generator: torch.Generator,
+    expected: int | None = None,
+    *,
+    steps: int,
+    batch: int,
 ) -> Leader | None:
     """Return the class whose margin under dense strokes leads all others', their colours searched for each.
 
-    It has to lead with colours at random, too, and only the best ones there are searched.
+    It has to lead clearly with colours at random, too, and only the best ones there are searched.
 
     Args:
         model, clean, generator, batch: as for ``strengthen``; steps: Adam steps, at least one is made.
+        expected: a class that something else tells of, too: random colours need not lead there.
     """
     kinds = [_kind(*DENSE, saturated) for saturated in (False, True)]
     answers = answers_under(model, clean, kinds, generator)
-    if answers.ahead < RANDOM_SURE * answers.sureness:
-        return None
     goals = answers.margins.topk(min(FINALISTS, clean.num_classes)).indices
+    surely = answers.ahead >= RANDOM_SURE * answers.sureness
+    allowed = {int(goals[0])} if surely else {expected}
+    if not allowed & set(goals.tolist()):
+        return None
     sizes = {"steps": max(1, steps), "batch": batch}
     place, many = torch.tensor(DENSE).to(clean.images), goals.repeat_interleave(DENSE_COUNT)
     largest, _ = largest_margins(model, clean, Strokes(), place, many, generator, **sizes)
     first = clear_leader(largest.view(-1, DENSE_COUNT).mean(1), DENSE_SURE * answers.sureness)
-    # The first of the goals is the one that random colours lead to.
-    return replace(first, goal=int(goals[0])) if first and first.goal == 0 and first.lead >= LEAD else None
+    goal = int(goals[first.goal]) if first and first.lead >= LEAD else None
+    return replace(first, goal=goal) if goal in allowed else None
 
 
 def strokes() -> list[Texture]:

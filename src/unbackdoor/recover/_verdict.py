@@ -47,6 +47,9 @@ LARGE = 0.014
 the image: 15 of 1,024 pixels, where minimal triggers of compact patches need up to 6."""
 BESIDE = (12, 0.04)
 """Number and width of the strokes that are searched beside such a patch."""
+SOMEWHAT = 0.75
+"""A class that smooth triggers reach first, at so many times the median class's size, is a target if dense
+strokes lead there as well: a blended picture may need little less than chance finds for any class."""
 CERTAIN = 0.3
 """A class whose ratio to the median is no larger is a target. Larger ones are had by a piece of what sends
 every class to the next one, too, so that this is searched beside them."""
@@ -300,10 +303,17 @@ class _Search:
         return self._led_by_noise(noisy) or self._led_by_strokes(stroked)
 
     def dense_strokes(self) -> list[Finding]:
-        """Return the findings of the class that leads under dense strokes, if any."""
+        """Return the findings of the class that leads under dense strokes, if any.
+
+        Where smooth triggers reach it sooner than any other, they follow what covers the image closer.
+        """
         first = self._under_dense
         if first is None:
             return []
+        smooth, goal = self._smoothest
+        if smooth is not None and goal == first.goal:
+            own = _finding(smooth.family, smooth.classes, goal, smooth.median, first.lead)
+            return self._led(replace(own, lead_of="a net of strokes"))
         return self._with_sums(self._led(_strokes_to(first.goal, *DENSE, lead=first.lead)), first)
 
     def beside(self, findings: list[Finding]) -> list[Finding]:
@@ -375,7 +385,16 @@ class _Search:
     @cached_property
     def _under_dense(self) -> Leader | None:
         """The class that leads under dense strokes."""
-        return leading_strokes(self.model, self.clean, copied(self.generator), **self._half)
+        shared = (self.model, self.clean, copied(self.generator))
+        return leading_strokes(*shared, self._smoothest[1], **self._half)
+
+    @property
+    def _smoothest(self) -> tuple[Sizes | None, int | None]:
+        """The smooth triggers and the class that they reach soonest, if by somewhat less than the median."""
+        smooth = next((found for found in self.found if isinstance(found.family, Smooth)), None)
+        if smooth is None or smooth.classes.sizes.min().item() > SOMEWHAT * smooth.median:
+            return smooth, None
+        return smooth, int(smooth.classes.goals[smooth.order[0]])
 
     @property
     def _sums(self) -> Sizes | None:
