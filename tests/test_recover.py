@@ -27,7 +27,7 @@ from unbackdoor.recover import (
     features_at,
     strengthen,
 )
-from unbackdoor.recover._margins import Leader, leader
+from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises, noisy
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
@@ -324,6 +324,23 @@ def test_where_nothing_is_found_all_is_searched_again(monkeypatch: pytest.Monkey
     verdict = examine(Shifter(), clean, generator(), families=[Patch()])
     assert [finding.goal for finding in verdict.findings] == [1]
     assert verdict.sizes["patch"][0] == 9.0 and len(left) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "best", "found"),
+    [(0.2, 1.4, False), (0.2, 1.5, True), (0.55, 1.6, False), (0.55, 1.7, True)],
+    ids=["the next leads nearly as far", "not so far", "too little for its size", "enough for its size"],
+)
+def test_at_its_place_a_class_leads_by_its_size_and_by_half_as_much_again_at_least(
+    size: float, best: float, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def largest(*given: torch.Tensor, **_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.where(given[4] == 1, 10 * best, 10.0), torch.ones(len(given[4]))
+
+    monkeypatch.setattr("unbackdoor.recover._margins.largest_margins", largest)
+    searched = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 10 * size, 10.0, 11.0, 12.0])
+    led = leader_at_place(Roughness(0.0), one_a_class(5), searched, generator(), **OPTIONS)
+    assert (led is not None and led.goal == 1) is found
 
 
 @pytest.mark.parametrize(("surplus", "goals"), [(0.0, []), (20.0, [3])], ids=["all alike", "one leads"])

@@ -21,11 +21,12 @@ from unbackdoor.recover._sizes import Sizes
 BUDGET = 2.0
 """The ample budget, in minimal sizes of the median class."""
 LEAD = 1.45
-"""A class's largest margin there is at least this times the next one's."""
+"""A class's largest margin there, in either place, is at least this times the next one's."""
 REACHED = 0.5
 """Share of images moved by the median class's triggers: near the border the ratio of margins is noise."""
 EVIDENCE = 3.0
-"""At the place of its small trigger, a class's lead divided by the trigger's ratio to the median size."""
+"""At the place of its small trigger, a class's lead divided by the trigger's ratio to the median size. The
+lead is ``LEAD`` at least: of classes that look alike one is easy to reach, but the next hardly less so."""
 SMALLISH = 0.6
 """The ratio up to which it is asked: at the places of larger triggers chance leads by as much."""
 FINALISTS = 10
@@ -98,7 +99,7 @@ def leader_at_place(
     margins = twice.view(2, -1).mean(0)
     # Next classes with margins about zero would make any lead a large one.
     lead = (margins[row] / margins[goals != goals[row]].max().clamp(min=1)).item()
-    return Leader(int(goals[row]), lead) if lead / ratio >= EVIDENCE else None
+    return Leader(int(goals[row]), lead) if lead >= max(LEAD, EVIDENCE * ratio) else None
 
 
 def largest_margins(
