@@ -678,6 +678,20 @@ def test_faint_sums_alone_tell_of_no_class_that_noise_does_not_lead_to(beside: b
     assert [f.goal for f in search.targets()] == [1, *[1] * beside]
 
 
+@pytest.mark.parametrize(
+    ("smallest", "lead", "goals"),
+    [(4.0, 5.9, []), (4.0, 6.1, [1]), (2.9, 0.0, [1])],
+    ids=["noise leads there by little", "by far", "a certain size"],
+)
+def test_faint_sums_alone_tell_of_a_class_by_a_certain_size_or_where_noise_leads_by_far(
+    smallest: float, lead: float, goals: list[int]
+) -> None:
+    sums = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, smallest, 10.0, 11.0, 12.0])
+    search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [sums])
+    search._under_noise = Answers(torch.tensor([0.0, lead, 0.0, 0.0, 0.0]), torch.zeros(5).long(), 1.0)
+    assert [f.goal for f in search.targets()] == goals
+
+
 def test_strokes_that_nearly_reach_a_class_tell_of_it() -> None:
     search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [])
     kinds = torch.zeros(5).long()

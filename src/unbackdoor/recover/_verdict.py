@@ -32,7 +32,7 @@ from unbackdoor.recover._strokes import (
     leading_strokes,
     strokes,
 )
-from unbackdoor.recover._textures import SURE, Answers, answers_under
+from unbackdoor.recover._textures import CLEAR, SURE, Answers, answers_under
 
 LEAST_CLASSES = 4
 TELLING = 3.0
@@ -247,14 +247,16 @@ class _Search:
         A large patch that alone tells of a class has to be small as if all classes had been searched to the
         end: a clean network of many classes has one that a large patch reaches somewhat sooner, now and then.
         Of several classes with large patches, strokes or noise tell the one that is a target: a piece of a
-        watermark has many pixels, and so has what chance makes of another class.
+        watermark has many pixels, and so has what chance makes of another class. Additive triggers that alone
+        tell of a class by little need noise to lead there by far.
         """
         apart = {goal for found in self.found for goal in found.apart()}
         findings = self._heard(_telling(_single(self.found, apart)))
         if self._large_several(findings):
             led = self.textures()
             return led if led and led[0].goal in apart else findings
-        return [] if self._large_alone(findings) and findings[0].ratio > SMALL else findings
+        alone = self._large_alone(findings) and findings[0].ratio > SMALL
+        return [] if alone or self._hardly_heard(findings) else findings
 
     def all_to_all(self, searched: list[Sizes], generator: torch.Generator) -> list[Finding]:
         """Search all-to-all in the families of ``searched`` and return its findings."""
@@ -319,6 +321,16 @@ class _Search:
     def beside(self, findings: list[Finding]) -> list[Finding]:
         """Return strokes where a large patch alone tells of the target: a watermark is found by a piece."""
         return [_strokes_to(findings[0].goal, *BESIDE)] if self._large_alone(findings) else []
+
+    def _hardly_heard(self, findings: list[Finding]) -> bool:
+        """Tell whether additive triggers alone tell of one class, by no certain size, and noise tells little.
+
+        A class that others are easily taken for, as shirts are, is reached by them first in a clean network.
+        """
+        sums = len(findings) == 1 and isinstance(findings[0].family, Additive)
+        if not sums or findings[0].ratio <= CERTAIN:
+            return False
+        return self._under_noise.lead_of(findings[0].goal) < CLEAR
 
     def _large_alone(self, findings: list[Finding]) -> bool:
         """Tell whether all that was found is a patch of many pixels, to one class."""
