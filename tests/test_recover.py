@@ -271,6 +271,14 @@ def test_all_to_all_must_be_smaller_than_the_median_class_by_the_gap(
     assert finding.sentence().startswith(f"every class to the next one (patch trigger of size {size:.2f}")
 
 
+def test_all_to_all_is_reached_sooner_than_any_class() -> None:
+    values = [9.0, 4.0, 10.0, 11.0, 12.0]
+    assert not sizes(Patch(), [0, 1, 2, 3, 4], values, shift=(4.1, 0.9)).shifts()
+    assert sizes(Patch(), [0, 1, 2, 3, 4], values, shift=(3.9, 0.9)).shifts()
+    unreached = [0.9, 0.1, 0.9, 0.9, 0.9]
+    assert sizes(Patch(), [0, 1, 2, 3, 4], values, unreached, shift=(4.1, 0.9)).shifts()
+
+
 @pytest.mark.parametrize(
     ("sizes_and_success", "searches", "found"),
     [
