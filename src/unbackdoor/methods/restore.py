@@ -17,7 +17,7 @@ its clean answer, in closed form. The package's default.
             c  = its inputs for clean images in f,      ñ = the same with noise added, in f'
             W ← argmin  ‖W'ũ − Wu‖² + κ·½(‖W't₀ − Wb‖² + ‖W't̃ − Wb‖²) + ν‖W'ñ − Wc‖² + ρ·σ²·‖W' − W‖²
         stop when triggers found afresh on f' lead to t no further than to other classes in f (but not where
-            they stand in for what covers the image: strokes, or with shifts), or
+            they stand in for what covers the image: few strokes, or with shifts), or
         stop when the mean margin of triggers found afresh on f' is no more than a fiftieth of the first ones'
             and, while f' agrees with f on nearly all varied clean images (a few less after a first round that
             left triggers to move many), two logits less than that
