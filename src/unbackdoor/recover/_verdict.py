@@ -2,8 +2,8 @@
 
 Goals are the classes, and beside them the label map of all-to-all backdoors, "every class to the next".
 Kinds of evidence answer in turn: minimal sizes (``_sizes``) and, where none stands apart, the largest
-margins (``_margins``), those under stripes (``_stripes``), strokes (``_strokes``) and noise (``_noise``), and last
-those under dense strokes.
+margins (``_margins``), those under stripes (``_stripes``), strokes (``_strokes``) and noise (``_noise``),
+and last those under dense strokes.
 """
 
 from __future__ import annotations
