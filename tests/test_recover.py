@@ -27,6 +27,7 @@ from unbackdoor.recover import (
     features_at,
     strengthen,
 )
+from unbackdoor.recover._findings import shift_of, single, strokes_to
 from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises, noisy
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
@@ -35,7 +36,7 @@ from unbackdoor.recover._stripes import _first_upright, leading_stripes
 from unbackdoor.recover._strokes import KINDS, draw_strokes, leading_strokes, stroked, strokes
 from unbackdoor.recover._textures import Answers, answers_under
 from unbackdoor.recover._triggers import _cubic, _spread
-from unbackdoor.recover._verdict import _Search, _shift, _single, _strokes_to, examine
+from unbackdoor.recover._verdict import _Search, examine
 
 SHAPE = (3, 8, 8)
 OPTIONS = {"steps": 80, "batch": 5}
@@ -213,7 +214,7 @@ def test_a_target_is_erased_in_every_family_where_its_trigger_is_small() -> None
         Additive(), [0, 1, 2, 3, 4], [0.35, 0.3, 1.0, 1.1, 1.2], success=[0.2, 0.9, 0.9, 0.9, 0.9]
     )
     assert gapless.apart() == []
-    found = _single([apart, gapless, alike], {1})
+    found = single([apart, gapless, alike], {1})
     assert [finding.family.name for finding in found] == ["patch", "additive"]
 
 
@@ -255,7 +256,7 @@ def sizes(
 def test_classes_that_stand_apart(values: list[float], success: float, targets: list[int]) -> None:
     found = sizes(Patch(), [0, 1, 2, 3, 4], values, success)
     assert found.apart() == targets
-    assert [finding.target for finding in _single([found], set(found.apart()))] == targets
+    assert [finding.target for finding in single([found], set(found.apart()))] == targets
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ def test_all_to_all_must_be_smaller_than_the_median_class_by_the_gap(
 ) -> None:
     searched = sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0], shift=(size, success))
     assert searched.shifts() is found and replace(searched, shift=None).shifts() is False
-    finding = _shift(searched, searched.shift)
+    finding = shift_of(searched, searched.shift)
     assert finding.target is None and finding.all_to_all
     assert finding.sentence().startswith(f"every class to the next one (patch trigger of size {size:.2f}")
 
@@ -792,7 +793,7 @@ def test_of_several_large_patches_textures_tell_the_target(
     found = [sizes(Patch(), [0, 1, 2, 3, 4], [pixels, pixels + 1, 100.0, 110.0, 120.0])]
     clean = CleanImages(torch.zeros(5, 3, 32, 32), torch.arange(5), 5)
     search = _Search(Roughness(0.0), clean, generator(), OPTIONS, found)
-    monkeypatch.setattr(_Search, "textures", lambda _: [_strokes_to(goal, 6, 0.04) for goal in led])
+    monkeypatch.setattr(_Search, "textures", lambda _: [strokes_to(goal, 6, 0.04) for goal in led])
     assert {f.goal for f in search.targets()} == goals
 
 
@@ -849,7 +850,7 @@ def test_sums_that_have_a_finding_beside_stripes_get_no_second_one() -> None:
     sums = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 2.0, 9.0, 9.0, 9.0])
     search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [sums])
     search.__dict__["_under_noise"] = Answers(3.0 * torch.eye(5)[1], torch.zeros(5).long(), 8.0)
-    findings = _single([sums], {1})
+    findings = single([sums], {1})
     assert search._with_sums(findings, Leader(1, 4.8)) == findings
 
 

@@ -10,13 +10,14 @@ from unbackdoor.recover._families import (
     Warp,
 )
 from unbackdoor.recover._features import Features, Shifts, features_at
+from unbackdoor.recover._findings import Finding, Verdict
 from unbackdoor.recover._noise import noises
 from unbackdoor.recover._search import Minimal, margin, minimal_triggers, strengthen
 from unbackdoor.recover._stripes import Stripes
 from unbackdoor.recover._strokes import Strokes
 from unbackdoor.recover._textures import CLEAR, answers_under
 from unbackdoor.recover._triggers import Displacement, Overlay, Recovered, Sinusoids, Waves, apply_random
-from unbackdoor.recover._verdict import Finding, Verdict, examine
+from unbackdoor.recover._verdict import examine
 
 __all__ = [
     "CLEAR",

@@ -11,38 +11,42 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import nn
 
 from unbackdoor._clean import CleanImages
 from unbackdoor._repeatable import copied
-from unbackdoor.recover._families import FAMILIES, Additive, Family, Patch, SizedFamily, Smooth
+from unbackdoor.recover._families import FAMILIES, Additive, Patch, SizedFamily, Smooth
+from unbackdoor.recover._findings import (
+    Finding,
+    Verdict,
+    finding_of,
+    shift_of,
+    single,
+    strokes_to,
+    telling,
+    without_stand_ins,
+)
 from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises
-from unbackdoor.recover._search import Minimal, minimal_triggers
-from unbackdoor.recover._sizes import GAP, SMALL, SMALL_OF_FINALISTS, Sizes, search_shift, search_sizes
+from unbackdoor.recover._search import minimal_triggers
+from unbackdoor.recover._sizes import GAP, SMALL, Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import AMPLITUDE, Stripes, leading_stripes
 from unbackdoor.recover._strokes import (
     DENSE,
     KINDS,
     LEAST,
     STROKES_SURE,
-    Strokes,
     leading_strokes,
     strokes,
 )
 from unbackdoor.recover._textures import CLEAR, SURE, Answers, answers_under
 
 LEAST_CLASSES = 4
-TELLING = 3.0
-"""A family tells of the trigger where its ratio is at most so many times that of the best family."""
 UNHEARD = -1.0
 """Smallest margin, in logits, that noise gives a class which additive triggers alone tell of: any network has
 directions that lead to a class, but an attacker's pattern is obeyed in pieces, too, and noise holds some."""
-
-
 LARGE = 0.014
 """A patch that alone tells of the target is a piece of something larger where it is at least this share of
 the image: 15 of 1,024 pixels, where minimal triggers of compact patches need up to 6."""
@@ -54,98 +58,6 @@ strokes lead there as well: a blended picture may need little less than chance f
 CERTAIN = 0.3
 """A class whose ratio to the median is no larger is a target. Larger ones are had by a piece of what sends
 every class to the next one, too, so that this is searched beside them."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One goal that one family of triggers reaches too easily.
-
-    Attributes:
-        goal: the target class, or the number of classes for "every class to the one after it".
-        all_to_all: whether it is the latter.
-        family: the family; size: of its minimal trigger.
-        median: size of the median class among those searched to the end; ratio: size / median.
-        params: the minimal trigger, in the family's parameters (K = 1).
-        lead: where no size stands apart, the goal's largest margin divided by the next class's. Stripes,
-            whose minimal size is not searched, have the amplitude compared at as size and median, strokes
-            their width, and a lead where they are dense.
-        lead_of: whose margins were compared, where not the family's triggers'.
-        ahead: by how many logits strokes by chance lead to the goal, where these tell of it.
-    """
-
-    goal: int
-    all_to_all: bool
-    family: Family
-    size: float
-    median: float
-    params: list[torch.Tensor]
-    lead: float | None = None
-    lead_of: str | None = None
-    ahead: float | None = None
-
-    @property
-    def target(self) -> int | None:
-        """The target class; ``None`` for all-to-all."""
-        return None if self.all_to_all else self.goal
-
-    @property
-    def ratio(self) -> float:
-        return self.size / self.median
-
-    @property
-    def for_noise(self) -> bool:
-        """Whether additive triggers of an ordinary size stand in for noise that leads to the class."""
-        return isinstance(self.family, Additive) and self.ratio > SMALL_OF_FINALISTS
-
-    @property
-    def strong_place(self) -> torch.Tensor:
-        """Where strong triggers are searched, in the family's terms."""
-        return self.family.strong_place(self.params, self.median)
-
-    def sentence(self) -> str:
-        """Return the finding in words."""
-        goal = "every class to the next one" if self.all_to_all else f"class {self.goal}"
-        if self.lead is not None:
-            what = f"{self.lead_of} has" if self.lead_of else f"{self.family.name} triggers have"
-            return f"{goal} ({what} {self.lead:.2f} times the next class's margin)"
-        if isinstance(self.family, Strokes):
-            told = (
-                f" lead to it by {self.ahead:.1f} logits" if self.ahead else " are tried beside a large patch"
-            )
-            return f"{goal} (strokes{told})"
-        return f"{goal} ({self.family.name} trigger of size {self.size:.2f}, median class {self.median:.2f})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plain values, for a report."""
-        values = {"target": self.target, "all_to_all": self.all_to_all, "family": self.family.name}
-        sizes = {"size": self.size, "median": self.median, "ratio": self.ratio}
-        return values | sizes | {"lead": self.lead, "lead_of": self.lead_of, "ahead": self.ahead}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The findings, and the sizes they were drawn from: {family: {goal: size}}, finalists only."""
-
-    findings: tuple[Finding, ...]
-    sizes: dict[str, dict[int, float]]
-
-    @property
-    def backdoored(self) -> bool:
-        return bool(self.findings)
-
-    def sentence(self) -> str:
-        """Return the verdict in words, one clause a finding."""
-        clauses = [finding.sentence() for finding in self.findings]
-        return "found, to " + " and ".join(clauses) if clauses else "none found: no class stands apart"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plain values, for a report."""
-        sizes = {name: {str(g): s for g, s in found.items()} for name, found in self.sizes.items()}
-        return {
-            "backdoored": self.backdoored,
-            "findings": [f.to_dict() for f in self.findings],
-            "minimal_sizes": sizes,
-        }
 
 
 def examine(
@@ -196,7 +108,7 @@ def examine(
     if comparable and not findings:
         findings = search.leaders_at_place() or search.leader() or search.stripes()
         findings = findings or search.textures() or search.dense_strokes()
-    findings = _without_stand_ins(findings)
+    findings = without_stand_ins(findings)
     findings += search.beside(findings)
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
 
@@ -252,7 +164,7 @@ class _Search:
         tell of a class by little need noise to lead there by far.
         """
         apart = {goal for found in self.found for goal in found.apart()}
-        findings = self._heard(_telling(_single(self.found, apart)))
+        findings = self._heard(telling(single(self.found, apart)))
         if self._large_several(findings):
             led = self.textures()
             return led if led and led[0].goal in apart else findings
@@ -264,7 +176,7 @@ class _Search:
         shared = (self.model, self.clean)
         added = [search_shift(*shared, found, generator, **self.options) for found in searched]
         self.found = [next((a for a in added if a.family == f.family), f) for f in self.found]
-        return _telling([_shift(found, found.shift) for found in added if found.shifts()])
+        return telling([shift_of(found, found.shift) for found in added if found.shifts()])
 
     def leaders_at_place(self) -> list[Finding]:
         """Return the findings of the class that leads most where its own small trigger sits, if any."""
@@ -275,7 +187,7 @@ class _Search:
         if not led:
             return []
         first, found = max(led, key=lambda pair: pair[0].lead)
-        own = _finding(found.family, found.classes, first.goal, found.median, first.lead)
+        own = finding_of(found.family, found.classes, first.goal, found.median, first.lead)
         return self._heard(self._led(own))
 
     def leader(self) -> list[Finding]:
@@ -315,13 +227,13 @@ class _Search:
             return []
         smooth, goal = self._smoothest
         if smooth is not None and goal == first.goal:
-            own = _finding(smooth.family, smooth.classes, goal, smooth.median, first.lead)
+            own = finding_of(smooth.family, smooth.classes, goal, smooth.median, first.lead)
             return self._led(replace(own, lead_of="a net of strokes"))
-        return self._with_sums(self._led(_strokes_to(first.goal, *DENSE, lead=first.lead)), first)
+        return self._with_sums(self._led(strokes_to(first.goal, *DENSE, lead=first.lead)), first)
 
     def beside(self, findings: list[Finding]) -> list[Finding]:
         """Return strokes where a large patch alone tells of the target: a watermark is found by a piece."""
-        return [_strokes_to(findings[0].goal, *BESIDE)] if self._large_alone(findings) else []
+        return [strokes_to(findings[0].goal, *BESIDE)] if self._large_alone(findings) else []
 
     def _hardly_heard(self, findings: list[Finding]) -> bool:
         """Tell whether additive triggers alone tell of one class, by no certain size, and noise tells little.
@@ -352,7 +264,7 @@ class _Search:
         if led is None:
             return []
         number, width, _ = KINDS[answers.kinds[led.goal]]
-        return self._led(_strokes_to(led.goal, number, width, answers.ahead))
+        return self._led(strokes_to(led.goal, number, width, answers.ahead))
 
     def _led_by_noise(self, answers: Answers) -> list[Finding]:
         """Additive triggers stand for noise."""
@@ -384,11 +296,11 @@ class _Search:
             goal = torch.tensor([first.goal], device=self.clean.labels.device)
             shared = (self.model, self.clean, sums.family, goal)
             minimal = minimal_triggers(*shared, self.generator, **self.options)
-        return _finding(sums.family, minimal, first.goal, sums.median, first.lead)
+        return finding_of(sums.family, minimal, first.goal, sums.median, first.lead)
 
     def _led(self, own: Finding) -> list[Finding]:
         """Return a leader's finding, and those of the other families that have small triggers for it."""
-        return [own, *_single([found for found in self.found if found.family != own.family], {own.goal})]
+        return [own, *single([found for found in self.found if found.family != own.family], {own.goal})]
 
     @cached_property
     def _under_noise(self) -> Answers:
@@ -418,51 +330,3 @@ class _Search:
     def _half(self) -> dict[str, int]:
         """Options of a search for strong triggers: they need fewer steps."""
         return self.options | {"steps": self.options["steps"] // 2}
-
-
-def _telling(findings: list[Finding]) -> list[Finding]:
-    """Return the findings without those in families that are too far from the trigger's own.
-
-    Triggers strong enough to follow it there are mostly adversarial, and erasing those costs accuracy.
-    """
-    best = {goal: min(f.ratio for f in findings if f.goal == goal) for goal in {f.goal for f in findings}}
-    return [finding for finding in findings if finding.ratio <= TELLING * best[finding.goal]]
-
-
-def _without_stand_ins(findings: list[Finding]) -> list[Finding]:
-    """Return the findings without patches to a goal that smooth triggers reach sooner, by their ratios.
-
-    What covers the image smoothly is no patch. Patches that follow it are adversarial: they go on to succeed,
-    and the rounds that this makes cost accuracy.
-    """
-    smooth = {f.goal: f.ratio for f in findings if isinstance(f.family, Smooth)}
-    return [
-        f for f in findings if not isinstance(f.family, Patch) or f.ratio <= smooth.get(f.goal, torch.inf)
-    ]
-
-
-def _single(searched: Sequence[Sizes], targets: set[int]) -> list[Finding]:
-    """Return the targets' findings: of every family that has small triggers for them.
-
-    A family where the target has no clear gap to the next class helps to erase all the same.
-    """
-    small = [(found, goal) for found in searched for goal in sorted(targets) if found.small(goal)]
-    return [_finding(found.family, found.classes, goal, found.median) for found, goal in small]
-
-
-def _finding(
-    family: Family, minimal: Minimal, goal: int, median: float, lead: float | None = None
-) -> Finding:
-    row = minimal.goals.tolist().index(goal)
-    return Finding(goal, False, family, minimal.sizes[row].item(), median, minimal.of(row), lead)
-
-
-def _strokes_to(
-    goal: int, number: int, width: float, ahead: float | None = None, lead: float | None = None
-) -> Finding:
-    params = [torch.tensor([[number, width]])]
-    return Finding(goal, False, Strokes(), width, width, params, lead, ahead=ahead)
-
-
-def _shift(found: Sizes, shift: Minimal) -> Finding:
-    return Finding(found.num_classes, True, found.family, shift.sizes.item(), found.median, shift.of(0))
