@@ -506,7 +506,7 @@ def test_noise_tells_a_class_that_it_leads_to_by_far(
     answers = answers_under(model, clean, noises(), generator())
     assert bool(answers.leader(sure)) is bool(goals)
     sums = sizes(Additive(), [0, 1, 2, 4], [0.45] * 4)
-    findings = _Search(model, clean, generator(), OPTIONS, [sums])._led_by_noise(answers)
+    findings = _Search(model, clean, generator(), OPTIONS, [sums])._led_by_noise(answers.leader(sure))
     assert [finding.goal for finding in findings] == goals
     for finding in findings:
         assert finding.family == Additive() and "(noise has" in finding.sentence()
@@ -531,6 +531,18 @@ def test_strokes_tell_a_class_that_they_lead_to_and_strong_ones_find_their_colou
     assert not _Search(Roughness(0.0), clean, generator(), OPTIONS, [])._led_by_strokes(
         answers_under(Roughness(0.0), clean, strokes(), generator())
     )
+
+
+def led_by(margins: list[float], random: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let dense strokes lead to five classes by these margins, searched and with colours at random."""
+    answers = Answers(torch.tensor(random), torch.zeros(5).long(), 2.0)
+    monkeypatch.setattr("unbackdoor.recover._strokes.answers_under", lambda *_: answers)
+
+    def largest(*given: object, **_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        spread = torch.arange(-3.5, 4.0).repeat(5)
+        return torch.tensor(margins)[given[4]] + spread, torch.ones(len(given[4]))
+
+    monkeypatch.setattr("unbackdoor.recover._strokes.largest_margins", largest)
 
 
 @pytest.mark.parametrize(
@@ -565,15 +577,31 @@ def test_dense_strokes_tell_a_class_that_leads_all_others(
     goal: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answers = Answers(torch.tensor(random), torch.zeros(5).long(), 2.0)
-    monkeypatch.setattr("unbackdoor.recover._strokes.answers_under", lambda *_: answers)
-
-    def largest(*given: object, **_: int) -> tuple[torch.Tensor, torch.Tensor]:
-        spread = torch.arange(-3.5, 4.0).repeat(5)
-        return torch.tensor(margins)[given[4]] + spread, torch.ones(len(given[4]))
-
-    monkeypatch.setattr("unbackdoor.recover._strokes.largest_margins", largest)
+    led_by(margins, random, monkeypatch)
     first = leading_strokes(Roughness(0.0), one_a_class(5), generator(), expected, **OPTIONS)
+    assert (first.goal if first else None) == goal
+
+
+@pytest.mark.parametrize(
+    ("margins", "random", "heard", "goal"),
+    [
+        ([1.0, 8.0, 2.0, 7.9, 0.0], [0.0, 0.5, 0.0, 0.0, 0.0], 1, 1),
+        ([1.0, 8.0, 2.0, 7.9, 0.0], [0.0, 0.5, 0.0, 0.0, 0.0], 3, None),
+        ([1.0, 8.0, 2.0, 7.9, 0.0], [0.0, 0.3, 0.0, 0.0, 0.0], 1, None),
+        ([1.0, 7.9, 2.0, 8.0, 0.0], [0.0, 0.5, 0.0, 0.0, 0.0], 1, None),
+    ],
+    ids=[
+        "both lead there",
+        "noise leads elsewhere",
+        "random colours hardly lead",
+        "another class's search leads",
+    ],
+)
+def test_where_noise_tells_of_a_class_dense_strokes_only_have_to_lead_there_first(
+    margins: list[float], random: list[float], heard: int, goal: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    led_by(margins, random, monkeypatch)
+    first = leading_strokes(Roughness(0.0), one_a_class(5), generator(), None, heard, **OPTIONS)
     assert (first.goal if first else None) == goal
 
 
@@ -628,6 +656,35 @@ def test_dense_strokes_are_asked_last_and_sums_stand_beside_them_where_noise_lea
         "found, to class 2 (stroke triggers have 1.60 times the next class's"
     )
     assert [f.for_noise for f in verdict.findings] == [False, True][: len(names)]
+
+
+@pytest.mark.parametrize(
+    ("goal", "ahead", "name"),
+    [(2, 0.9, "additive"), (2, 0.7, "stroke"), (1, 0.9, "stroke")],
+    ids=["both lead there", "noise by little", "noise leads elsewhere"],
+)
+def test_noise_and_dense_strokes_that_lead_to_the_same_class_tell_of_it(
+    goal: int, ahead: float, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, asked = generator(), []
+    state = given.get_state()
+
+    def answers(*asking: object) -> Answers:
+        asking[3].seed()
+        return Answers(ahead * 3.0 * torch.eye(5)[goal], torch.zeros(5).long(), 3.0)
+
+    def leading(*asking: object, **_: int) -> Leader:
+        asked.append(asking[4])
+        return Leader(2, 1.1)
+
+    monkeypatch.setattr("unbackdoor.recover._verdict.answers_under", answers)
+    monkeypatch.setattr("unbackdoor.recover._verdict.leading_strokes", leading)
+    search = _Search(Roughness(0.0), one_a_class(5), given, OPTIONS, [])
+    search.found = [sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 9.5, 10.0, 11.0, 12.0])]
+    search.__dict__["_under_noise"] = Answers(torch.zeros(5), torch.zeros(5).long(), 1.0)
+    (finding,) = search.dense_strokes()
+    assert finding.family.name == name and finding.goal == 2 and asked == [goal if ahead > 0.8 else None]
+    assert (finding.lead_of == "noise") is (name == "additive") and torch.equal(given.get_state(), state)
 
 
 @pytest.mark.parametrize(
@@ -698,6 +755,27 @@ def test_faint_sums_alone_tell_of_a_class_by_a_certain_size_or_where_noise_leads
     sums = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, smallest, 10.0, 11.0, 12.0])
     search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [sums])
     search._under_noise = Answers(torch.tensor([0.0, lead, 0.0, 0.0, 0.0]), torch.zeros(5).long(), 1.0)
+    assert [f.goal for f in search.targets()] == goals
+
+
+@pytest.mark.parametrize(
+    ("size", "lead", "dense", "goals"),
+    [
+        (4.0, 5.9, [0.0, -0.1, 0.0, 0.0, 0.0], []),
+        (4.0, 5.9, [0.0, 0.1, 0.0, 0.0, 0.0], [1, 1]),
+        (4.0, 6.1, [0.0, -0.1, 0.0, 0.0, 0.0], [1, 1]),
+        (0.8, 5.9, [0.0, -0.1, 0.0, 0.0, 0.0], [1, 1]),
+    ],
+    ids=["neither leads there", "dense strokes do", "noise does by far", "a small patch"],
+)
+def test_faint_sums_beside_a_large_patch_need_noise_or_strokes_that_lead_there(
+    size: float, lead: float, dense: list[float], goals: list[int]
+) -> None:
+    sums = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 4.0, 10.0, 11.0, 12.0])
+    patches = sizes(Patch(), [0, 1, 2, 3, 4], [2.3 * size, size, 2.5 * size, 2.7 * size, 3.0 * size])
+    search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [sums, patches])
+    search._under_noise = Answers(torch.tensor([0.0, lead, 0.0, 0.0, 0.0]), torch.zeros(5).long(), 1.0)
+    search.__dict__["_stroked"] = Answers(torch.tensor(dense), torch.zeros(5).long(), 1.0)
     assert [f.goal for f in search.targets()] == goals
 
 

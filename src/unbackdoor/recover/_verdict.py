@@ -38,10 +38,11 @@ from unbackdoor.recover._strokes import (
     KINDS,
     LEAST,
     STROKES_SURE,
+    dense_strokes,
     leading_strokes,
     strokes,
 )
-from unbackdoor.recover._textures import CLEAR, SURE, Answers, answers_under
+from unbackdoor.recover._textures import CLEAR, SURE, Answers, answers_under, clear_leader
 
 LEAST_CLASSES = 4
 UNHEARD = -1.0
@@ -58,6 +59,10 @@ strokes lead there as well: a blended picture may need little less than chance f
 CERTAIN = 0.3
 """A class whose ratio to the median is no larger is a target. Larger ones are had by a piece of what sends
 every class to the next one, too, so that this is searched beside them."""
+AGREED = 0.8
+"""Noise that leads to a class by so many times what the network's first answer is ahead of its second tells
+of a target if dense strokes lead there as well. What is natural under one is not under the other: fine noise
+makes frogs on CIFAR-10, flat strokes aeroplanes. A weak backdoor's target is the answer to both."""
 
 
 def examine(
@@ -214,17 +219,20 @@ class _Search:
         """Return the findings of the class that leads under strokes or noise, whichever tells more."""
         stroked, noisy = answers_under(self.model, self.clean, strokes(), self.generator), self._under_noise
         if stroked.ahead >= noisy.ahead:
-            return self._led_by_strokes(stroked) or self._led_by_noise(noisy)
-        return self._led_by_noise(noisy) or self._led_by_strokes(stroked)
+            return self._led_by_strokes(stroked) or self._led_by_noise(noisy.leader(SURE))
+        return self._led_by_noise(noisy.leader(SURE)) or self._led_by_strokes(stroked)
 
     def dense_strokes(self) -> list[Finding]:
         """Return the findings of the class that leads under dense strokes, if any.
 
-        Where smooth triggers reach it sooner than any other, they follow what covers the image closer.
+        Where noise leads there, too, sums are followed, which it stands for. Where smooth triggers reach it
+        sooner than any other, they follow what covers the image closer.
         """
-        first = self._under_dense
+        first, heard = self._under_dense, self._agreed
         if first is None:
             return []
+        if heard is not None and heard.goal == first.goal and self._sums is not None:
+            return self._led_by_noise(heard)
         smooth, goal = self._smoothest
         if smooth is not None and goal == first.goal:
             own = finding_of(smooth.family, smooth.classes, goal, smooth.median, first.lead)
@@ -236,14 +244,19 @@ class _Search:
         return [strokes_to(findings[0].goal, *BESIDE)] if self._large_alone(findings) else []
 
     def _hardly_heard(self, findings: list[Finding]) -> bool:
-        """Tell whether additive triggers alone tell of one class, by no certain size, and noise tells little.
+        """Tell whether additive triggers tell of one class, by no certain size, and noise tells little.
 
-        A class that others are easily taken for, as shirts are, is reached by them first in a clean network.
+        A class that others are easily taken for, as shirts are, is reached by them first in a clean network,
+        and by large patches, too. Where one stands beside them, it is enough that dense strokes lead there.
         """
-        sums = len(findings) == 1 and isinstance(findings[0].family, Additive)
-        if not sums or findings[0].ratio <= CERTAIN:
+        large = self._large(findings)
+        others = [f for f in findings if f not in large]
+        goals, kinds = {f.goal for f in findings}, {type(f.family) for f in others}
+        if len(goals) != 1 or kinds != {Additive} or min(f.ratio for f in findings) <= CERTAIN:
             return False
-        return self._under_noise.lead_of(findings[0].goal) < CLEAR
+        if self._under_noise.lead_of(findings[0].goal) >= CLEAR:
+            return False
+        return not large or self._stroked.lead_of(findings[0].goal) < 0
 
     def _large_alone(self, findings: list[Finding]) -> bool:
         """Tell whether all that was found is a patch of many pixels, to one class."""
@@ -266,9 +279,9 @@ class _Search:
         number, width, _ = KINDS[answers.kinds[led.goal]]
         return self._led(strokes_to(led.goal, number, width, answers.ahead))
 
-    def _led_by_noise(self, answers: Answers) -> list[Finding]:
+    def _led_by_noise(self, led: Leader | None) -> list[Finding]:
         """Additive triggers stand for noise."""
-        led, sums = answers.leader(SURE), self._sums
+        sums = self._sums
         return self._led(replace(self._summed(led, sums), lead_of="noise")) if led and sums else []
 
     def _heard(self, findings: list[Finding]) -> list[Finding]:
@@ -311,7 +324,19 @@ class _Search:
     def _under_dense(self) -> Leader | None:
         """The class that leads under dense strokes."""
         shared = (self.model, self.clean, copied(self.generator))
-        return leading_strokes(*shared, self._smoothest[1], **self._half)
+        heard = self._agreed.goal if self._agreed else None
+        return leading_strokes(*shared, self._smoothest[1], heard, **self._half)
+
+    @cached_property
+    def _agreed(self) -> Leader | None:
+        """The class that noise leads to by so much that it is enough if dense strokes lead there, too."""
+        noisy = answers_under(self.model, self.clean, noises(), copied(self.generator))
+        return clear_leader(noisy.margins, AGREED * noisy.sureness)
+
+    @cached_property
+    def _stroked(self) -> Answers:
+        """The network's answers under dense strokes of random colours."""
+        return answers_under(self.model, self.clean, dense_strokes(), copied(self.generator))
 
     @property
     def _smoothest(self) -> tuple[Sizes | None, int | None]:
