@@ -33,7 +33,7 @@ from unbackdoor.recover._noise import noises, noisy
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import _first_upright, leading_stripes
-from unbackdoor.recover._strokes import KINDS, draw_strokes, leading_strokes, stroked, strokes
+from unbackdoor.recover._strokes import KINDS, dense_strokes, draw_strokes, leading_strokes, stroked, strokes
 from unbackdoor.recover._textures import Answers, answers_under
 from unbackdoor.recover._triggers import _cubic, _spread
 from unbackdoor.recover._verdict import _Search, examine
@@ -533,18 +533,6 @@ def test_strokes_tell_a_class_that_they_lead_to_and_strong_ones_find_their_colou
     )
 
 
-def led_by(margins: list[float], random: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let dense strokes lead to five classes by these margins, searched and with colours at random."""
-    answers = Answers(torch.tensor(random), torch.zeros(5).long(), 2.0)
-    monkeypatch.setattr("unbackdoor.recover._strokes.answers_under", lambda *_: answers)
-
-    def largest(*given: object, **_: int) -> tuple[torch.Tensor, torch.Tensor]:
-        spread = torch.arange(-3.5, 4.0).repeat(5)
-        return torch.tensor(margins)[given[4]] + spread, torch.ones(len(given[4]))
-
-    monkeypatch.setattr("unbackdoor.recover._strokes.largest_margins", largest)
-
-
 @pytest.mark.parametrize(
     ("margins", "random", "expected", "goal"),
     [
@@ -577,31 +565,15 @@ def test_dense_strokes_tell_a_class_that_leads_all_others(
     goal: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    led_by(margins, random, monkeypatch)
+    answers = Answers(torch.tensor(random), torch.zeros(5).long(), 2.0)
+    monkeypatch.setattr("unbackdoor.recover._strokes.answers_under", lambda *_: answers)
+
+    def largest(*given: object, **_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        spread = torch.arange(-3.5, 4.0).repeat(5)
+        return torch.tensor(margins)[given[4]] + spread, torch.ones(len(given[4]))
+
+    monkeypatch.setattr("unbackdoor.recover._strokes.largest_margins", largest)
     first = leading_strokes(Roughness(0.0), one_a_class(5), generator(), expected, **OPTIONS)
-    assert (first.goal if first else None) == goal
-
-
-@pytest.mark.parametrize(
-    ("margins", "random", "heard", "goal"),
-    [
-        ([1.0, 8.0, 2.0, 7.9, 0.0], [0.0, 0.5, 0.0, 0.0, 0.0], 1, 1),
-        ([1.0, 8.0, 2.0, 7.9, 0.0], [0.0, 0.5, 0.0, 0.0, 0.0], 3, None),
-        ([1.0, 8.0, 2.0, 7.9, 0.0], [0.0, 0.3, 0.0, 0.0, 0.0], 1, None),
-        ([1.0, 7.9, 2.0, 8.0, 0.0], [0.0, 0.5, 0.0, 0.0, 0.0], 1, None),
-    ],
-    ids=[
-        "both lead there",
-        "noise leads elsewhere",
-        "random colours hardly lead",
-        "another class's search leads",
-    ],
-)
-def test_where_noise_tells_of_a_class_dense_strokes_only_have_to_lead_there_first(
-    margins: list[float], random: list[float], heard: int, goal: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    led_by(margins, random, monkeypatch)
-    first = leading_strokes(Roughness(0.0), one_a_class(5), generator(), None, heard, **OPTIONS)
     assert (first.goal if first else None) == goal
 
 
@@ -618,12 +590,18 @@ def test_colours_of_dense_strokes_are_searched_for_the_classes_that_random_ones_
 
 
 @pytest.mark.parametrize(
-    ("dense", "names"),
-    [(None, ["stripe"]), (1, ["stripe"]), (3, [])],
-    ids=["dense strokes tell nothing", "they tell the same", "they lead elsewhere"],
+    ("dense", "agreed", "names"),
+    [
+        (None, None, ["stripe"]),
+        (1, None, ["stripe"]),
+        (3, None, []),
+        (None, 1, ["stripe"]),
+        (None, 3, []),
+    ],
+    ids=["neither tells", "dense strokes tell the same", "they lead elsewhere", "both do", "both elsewhere"],
 )
-def test_stripes_to_a_class_stand_in_for_another_one_that_dense_strokes_lead_to(
-    dense: int | None, names: list[str], monkeypatch: pytest.MonkeyPatch
+def test_stripes_to_a_class_stand_in_for_another_one_that_strokes_lead_to(
+    dense: int | None, agreed: int | None, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     led, given = (Leader(1, 4.8), [torch.zeros(1, 2)]), generator()
     state = given.get_state()
@@ -635,6 +613,7 @@ def test_stripes_to_a_class_stand_in_for_another_one_that_dense_strokes_lead_to(
     monkeypatch.setattr("unbackdoor.recover._verdict.leading_stripes", lambda *_: led)
     monkeypatch.setattr("unbackdoor.recover._verdict.leading_strokes", leading)
     search = _Search(Roughness(0.0), one_a_class(5), given, OPTIONS, [])
+    search.__dict__["_agreed"] = agreed and Leader(agreed, 2.0)
     assert [f.family.name for f in search.stripes()] == names and torch.equal(given.get_state(), state)
 
 
@@ -659,32 +638,32 @@ def test_dense_strokes_are_asked_last_and_sums_stand_beside_them_where_noise_lea
 
 
 @pytest.mark.parametrize(
-    ("goal", "ahead", "name"),
-    [(2, 0.9, "additive"), (2, 0.7, "stroke"), (1, 0.9, "stroke")],
-    ids=["both lead there", "noise by little", "noise leads elsewhere"],
+    ("noise", "strokes", "goals"),
+    [
+        ([0.0, 0.1, 2.6, 0.0, 0.0], [0.0, 0.1, 0.8, 0.0, 0.0], [2]),
+        ([0.0, 0.3, 2.6, 0.0, 0.0], [0.0, 0.1, 0.8, 0.0, 0.0], []),
+        ([0.0, 0.1, 2.6, 0.0, 0.0], [0.0, 0.3, 0.8, 0.0, 0.0], []),
+        ([0.0, 0.1, 2.6, 0.0, 0.0], [0.0, 2.8, 0.1, 0.0, 0.0], []),
+        ([-9.0, -9.0, -0.1, -9.0, -9.0], [0.0, 0.1, 0.8, 0.0, 0.0], []),
+    ],
+    ids=["both lead there", "noise by little", "strokes by little", "strokes elsewhere", "it is not reached"],
 )
 def test_noise_and_dense_strokes_that_lead_to_the_same_class_tell_of_it(
-    goal: int, ahead: float, name: str, monkeypatch: pytest.MonkeyPatch
+    noise: list[float], strokes: list[float], goals: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, asked = generator(), []
-    state = given.get_state()
+    given = generator()
+    state, figures = given.get_state(), {len(noises()): noise, len(dense_strokes()): strokes}
 
     def answers(*asking: object) -> Answers:
         asking[3].seed()
-        return Answers(ahead * 3.0 * torch.eye(5)[goal], torch.zeros(5).long(), 3.0)
-
-    def leading(*asking: object, **_: int) -> Leader:
-        asked.append(asking[4])
-        return Leader(2, 1.1)
+        return Answers(torch.tensor(figures[len(asking[2])]), torch.zeros(5).long(), 3.0)
 
     monkeypatch.setattr("unbackdoor.recover._verdict.answers_under", answers)
-    monkeypatch.setattr("unbackdoor.recover._verdict.leading_strokes", leading)
     search = _Search(Roughness(0.0), one_a_class(5), given, OPTIONS, [])
     search.found = [sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 9.5, 10.0, 11.0, 12.0])]
-    search.__dict__["_under_noise"] = Answers(torch.zeros(5), torch.zeros(5).long(), 1.0)
-    (finding,) = search.dense_strokes()
-    assert finding.family.name == name and finding.goal == 2 and asked == [goal if ahead > 0.8 else None]
-    assert (finding.lead_of == "noise") is (name == "additive") and torch.equal(given.get_state(), state)
+    findings = search.both_textures()
+    assert [f.goal for f in findings] == goals and torch.equal(given.get_state(), state)
+    assert all(isinstance(f.family, Additive) and f.lead_of == "noise" for f in findings)
 
 
 @pytest.mark.parametrize(

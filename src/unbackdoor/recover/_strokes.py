@@ -36,8 +36,6 @@ network's first answer is ahead of its second …"""
 RANDOM_SURE = 1.0
 """… and with random colours it leads, too, by so many times that, if nothing else tells of it: some class
 looks like strokes, as sandals do, or like what colours can be found for."""
-HEARD_SURE = 0.2
-"""Where noise tells of the class, it only has to be the first, with random colours by so many times that."""
 KINDS = tuple(itertools.product((6, 12), (0.04, 0.07), (False, True)))
 """Strokes an image, their width as a share of it, and whether their colours are saturated."""
 
@@ -74,7 +72,6 @@ def leading_strokes(
     clean: CleanImages,
     generator: torch.Generator,
     expected: int | None = None,
-    heard: int | None = None,
     *,
     steps: int,
     batch: int,
@@ -86,23 +83,19 @@ def leading_strokes(
     Args:
         model, clean, generator, batch: as for ``strengthen``; steps: Adam steps, at least one is made.
         expected: a class that something else tells of, too: random colours need not lead there.
-        heard: a class that noise leads to by far: strokes need not lead there clearly.
     """
     answers = answers_under(model, clean, dense_strokes(), generator)
     goals = answers.margins.topk(min(FINALISTS, clean.num_classes)).indices
-    alike = int(goals[0]) == heard and answers.ahead >= HEARD_SURE * answers.sureness
-    surely = alike or answers.ahead >= RANDOM_SURE * answers.sureness
-    allowed = int(goals[0]) if surely else expected
-    if allowed not in goals.tolist():
+    surely = answers.ahead >= RANDOM_SURE * answers.sureness
+    allowed = {int(goals[0])} if surely else {expected}
+    if not allowed & set(goals.tolist()):
         return None
     sizes = {"steps": max(1, steps), "batch": batch}
     place, many = torch.tensor(DENSE).to(clean.images), goals.repeat_interleave(DENSE_COUNT)
     largest, _ = largest_margins(model, clean, Strokes(), place, many, generator, **sizes)
-    least = 0.0 if alike else DENSE_SURE * answers.sureness
-    first = clear_leader(largest.view(-1, DENSE_COUNT).mean(1), least)
-    if first is None or int(goals[first.goal]) != allowed or (first.lead < LEAD and not alike):
-        return None
-    return replace(first, goal=allowed)
+    first = clear_leader(largest.view(-1, DENSE_COUNT).mean(1), DENSE_SURE * answers.sureness)
+    goal = int(goals[first.goal]) if first and first.lead >= LEAD else None
+    return replace(first, goal=goal) if goal in allowed else None
 
 
 def strokes() -> list[Texture]:

@@ -59,10 +59,11 @@ strokes lead there as well: a blended picture may need little less than chance f
 CERTAIN = 0.3
 """A class whose ratio to the median is no larger is a target. Larger ones are had by a piece of what sends
 every class to the next one, too, so that this is searched beside them."""
-AGREED = 0.8
+AGREED, ALIKE = 0.8, 0.2
 """Noise that leads to a class by so many times what the network's first answer is ahead of its second tells
-of a target if dense strokes lead there as well. What is natural under one is not under the other: fine noise
-makes frogs on CIFAR-10, flat strokes aeroplanes. A weak backdoor's target is the answer to both."""
+of a target if dense strokes lead there as well, by so many times that. What is natural under one is not under
+the other: fine noise makes frogs on CIFAR-10, flat strokes aeroplanes. A weak backdoor's target is the answer
+to both."""
 
 
 def examine(
@@ -112,7 +113,7 @@ def examine(
             break
     if comparable and not findings:
         findings = search.leaders_at_place() or search.leader() or search.stripes()
-        findings = findings or search.textures() or search.dense_strokes()
+        findings = findings or search.textures() or search.both_textures() or search.dense_strokes()
     findings = without_stand_ins(findings)
     findings += search.beside(findings)
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
@@ -205,11 +206,13 @@ class _Search:
         return self._heard(self._led(self._summed(first, sums))) if first else []
 
     def stripes(self) -> list[Finding]:
-        """Return the findings of the class that leads under stripes, if any, and if dense strokes do not
-        lead to another one, which stripes stand in for.
+        """Return the findings of the class that leads under stripes, if any, and if neither both textures nor
+        dense strokes lead to another one, which stripes stand in for.
         """
         led = leading_stripes(self.model, self.clean, self.generator)
-        if led is None or (self._under_dense and self._under_dense.goal != led[0].goal):
+        if led is None or any(
+            other.goal != led[0].goal for other in (self._agreed, self._under_dense) if other
+        ):
             return []
         first, params = led
         own = Finding(first.goal, False, Stripes(), AMPLITUDE, AMPLITUDE, params, first.lead)
@@ -222,17 +225,18 @@ class _Search:
             return self._led_by_strokes(stroked) or self._led_by_noise(noisy.leader(SURE))
         return self._led_by_noise(noisy.leader(SURE)) or self._led_by_strokes(stroked)
 
+    def both_textures(self) -> list[Finding]:
+        """Return the findings of the class that leads under noise and under dense strokes, if any."""
+        return self._led_by_noise(self._agreed)
+
     def dense_strokes(self) -> list[Finding]:
         """Return the findings of the class that leads under dense strokes, if any.
 
-        Where noise leads there, too, sums are followed, which it stands for. Where smooth triggers reach it
-        sooner than any other, they follow what covers the image closer.
+        Where smooth triggers reach it sooner than any other, they follow what covers the image closer.
         """
-        first, heard = self._under_dense, self._agreed
+        first = self._under_dense
         if first is None:
             return []
-        if heard is not None and heard.goal == first.goal and self._sums is not None:
-            return self._led_by_noise(heard)
         smooth, goal = self._smoothest
         if smooth is not None and goal == first.goal:
             own = finding_of(smooth.family, smooth.classes, goal, smooth.median, first.lead)
@@ -324,14 +328,15 @@ class _Search:
     def _under_dense(self) -> Leader | None:
         """The class that leads under dense strokes."""
         shared = (self.model, self.clean, copied(self.generator))
-        heard = self._agreed.goal if self._agreed else None
-        return leading_strokes(*shared, self._smoothest[1], heard, **self._half)
+        return leading_strokes(*shared, self._smoothest[1], **self._half)
 
     @cached_property
     def _agreed(self) -> Leader | None:
-        """The class that noise leads to by so much that it is enough if dense strokes lead there, too."""
+        """The class that noise leads to by far, and dense strokes of random colours, too."""
         noisy = answers_under(self.model, self.clean, noises(), copied(self.generator))
-        return clear_leader(noisy.margins, AGREED * noisy.sureness)
+        heard = clear_leader(noisy.margins, AGREED * noisy.sureness)
+        alike = heard and self._stroked.lead_of(heard.goal) >= ALIKE * self._stroked.sureness
+        return heard if alike else None
 
     @cached_property
     def _stroked(self) -> Answers:
