@@ -737,6 +737,15 @@ def test_faint_sums_alone_tell_of_a_class_by_a_certain_size_or_where_noise_leads
     assert [f.goal for f in search.targets()] == goals
 
 
+def test_a_class_that_faint_sums_alone_tell_of_by_little_does_not_stand_beside_another() -> None:
+    sums = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 4.0, 10.0, 11.0, 12.0])
+    patches = sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 9.5, 0.3, 11.0, 12.0])
+    search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [sums, patches])
+    for lead, goals in ((5.9, [2]), (6.1, [1, 2])):
+        search._under_noise = Answers(torch.tensor([0.0, lead, 0.0, 0.0, 0.0]), torch.zeros(5).long(), 1.0)
+        assert [f.goal for f in search.targets()] == goals
+
+
 @pytest.mark.parametrize(
     ("size", "lead", "dense", "goals"),
     [

@@ -170,12 +170,12 @@ class _Search:
         tell of a class by little need noise to lead there by far.
         """
         apart = {goal for found in self.found for goal in found.apart()}
-        findings = self._heard(telling(single(self.found, apart)))
+        findings = self._well_heard(self._heard(telling(single(self.found, apart))))
         if self._large_several(findings):
             led = self.textures()
             return led if led and led[0].goal in apart else findings
         alone = self._large_alone(findings) and findings[0].ratio > SMALL
-        return [] if alone or self._hardly_heard(findings) else findings
+        return [] if alone else findings
 
     def all_to_all(self, searched: list[Sizes], generator: torch.Generator) -> list[Finding]:
         """Search all-to-all in the families of ``searched`` and return its findings."""
@@ -247,20 +247,25 @@ class _Search:
         """Return strokes where a large patch alone tells of the target: a watermark is found by a piece."""
         return [strokes_to(findings[0].goal, *BESIDE)] if self._large_alone(findings) else []
 
-    def _hardly_heard(self, findings: list[Finding]) -> bool:
-        """Tell whether additive triggers tell of one class, by no certain size, and noise tells little.
+    def _well_heard(self, findings: list[Finding]) -> list[Finding]:
+        """Return the findings without the goals that little tells of beside additive triggers."""
+        every = [[f for f in findings if f.goal == goal] for goal in {f.goal for f in findings}]
+        hardly = {own[0].goal for own in every if self._hardly_heard(own)}
+        return [f for f in findings if f.goal not in hardly]
+
+    def _hardly_heard(self, own: list[Finding]) -> bool:
+        """Tell whether additive triggers tell of the goal of ``own``, by no certain size, and noise little.
 
         A class that others are easily taken for, as shirts are, is reached by them first in a clean network,
         and by large patches, too. Where one stands beside them, it is enough that dense strokes lead there.
         """
-        large = self._large(findings)
-        others = [f for f in findings if f not in large]
-        goals, kinds = {f.goal for f in findings}, {type(f.family) for f in others}
-        if len(goals) != 1 or kinds != {Additive} or min(f.ratio for f in findings) <= CERTAIN:
+        large = self._large(own)
+        kinds = {type(f.family) for f in own if f not in large}
+        if kinds != {Additive} or min(f.ratio for f in own) <= CERTAIN:
             return False
-        if self._under_noise.lead_of(findings[0].goal) >= CLEAR:
+        if self._under_noise.lead_of(own[0].goal) >= CLEAR:
             return False
-        return not large or self._stroked.lead_of(findings[0].goal) < 0
+        return not large or self._stroked.lead_of(own[0].goal) < 0
 
     def _large_alone(self, findings: list[Finding]) -> bool:
         """Tell whether all that was found is a patch of many pixels, to one class."""
