@@ -72,7 +72,11 @@ def clear_leader(margins: Tensor, ahead: float, least: float = 0.0) -> Leader | 
 
 @torch.no_grad()
 def answers_under(
-    model: nn.Module, clean: CleanImages, textures: Sequence[Texture], generator: torch.Generator
+    model: nn.Module,
+    clean: CleanImages,
+    textures: Sequence[Texture],
+    generator: torch.Generator,
+    times: int = TIMES,
 ) -> Answers:
     """Put every texture on a few of the clean images and return the answers.
 
@@ -80,10 +84,11 @@ def answers_under(
         model: in eval mode.
         clean: images, a few of which are taken; those that have a class's label do not count for it.
         textures: at least one; generator: which images, and the pictures.
+        times: pictures of a texture an image, at least 1; few do where one leads by far.
     """
     few = torch.randperm(len(clean), generator=generator)[:IMAGES].to(clean.labels.device)
     images, labels = clean.images[few], clean.labels[few]
-    many, their = images.repeat(TIMES, 1, 1, 1), labels.repeat(TIMES)
+    many, their = images.repeat(times, 1, 1, 1), labels.repeat(times)
     every = torch.stack([class_margins(model, texture(many, generator), their) for texture in textures])
     return Answers(*every.max(dim=0), sureness(model, images))
 

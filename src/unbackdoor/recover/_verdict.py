@@ -64,6 +64,8 @@ AGREED, ALIKE = 0.8, 0.2
 of a target if dense strokes lead there as well, by so many times that. What is natural under one is not under
 the other: fine noise makes frogs on CIFAR-10, flat strokes aeroplanes. A weak backdoor's target is the answer
 to both."""
+STROKED = 16
+"""Draws of these strokes for an image: what they lead to by little is not seen in two."""
 
 
 def examine(
@@ -346,7 +348,8 @@ class _Search:
     @cached_property
     def _stroked(self) -> Answers:
         """The network's answers under dense strokes of random colours."""
-        return answers_under(self.model, self.clean, dense_strokes(), copied(self.generator))
+        shared = (self.model, self.clean, dense_strokes(), copied(self.generator))
+        return answers_under(*shared, times=STROKED)
 
     @property
     def _smoothest(self) -> tuple[Sizes | None, int | None]:
