@@ -29,11 +29,12 @@ from unbackdoor.bench.records import cell_hash, read_records, record_name, write
 from unbackdoor.bench.rerun import rerun
 from unbackdoor.bench.run import make_plan, run_grid
 from unbackdoor.bench.table import summarise
-from unbackdoor.bench.victims import Data
+from unbackdoor.bench.victims import Data, load_victim, missing_file
 from unbackdoor.bench.workers import WorkerDied, run_tasks
 from unbackdoor.cli import bench as cli
 from unbackdoor.data import TestSplit, TrainSplit
 from unbackdoor.recover import Finding, Warp
+from unbackdoor.victims._record import FORMAT as VICTIM_FORMAT
 
 NETWORK = """
 from torch import nn
@@ -196,6 +197,38 @@ def test_what_the_record_beside_the_checkpoint_tells_is_refused_without_a_networ
     (project / "victims.toml").write_text("\n".join(text))
     said = f"badnets of victims victims.toml, which has '{kept}',\n  got: arch"
     with pytest.raises(UnbackdoorError, match=said):
+        grid_of(project)
+
+
+ATTACK_OF = """
+[[victim]]
+name = "other"
+checkpoint = "net.pth"
+arch = "nets.py:make"
+data = "tiny"
+attack_of = "saved.safetensors"
+"""
+
+
+def test_a_network_is_measured_with_the_attack_of_another_victim(project):
+    blend = {"name": "blend", "fields": {"opacity": 0.5}, "trigger_file": None}
+    attack = {**blend, "label_map": {"name": "all-to-one", "fields": {"target": 3}}}
+    text = {"format": VICTIM_FORMAT, "kind": "victim", "attack": attack}
+    (project / "saved.json").write_text(json.dumps(text))
+    (project / "victims.toml").write_text(VICTIM.format(folder=project) + ATTACK_OF)
+    entries = {cell["victim"]["name"]: cell["victim"] for cell in grid_of(project).cells}
+    own, other = (load_victim(entries[name], project) for name in ("badnets", "other"))
+    assert own.sha256 == other.sha256 and own.trigger.name == "badnets"
+    assert (other.trigger.name, other.trigger.opacity, other.label_map.target) == ("blend", 0.5, 3)
+
+
+def test_an_attack_of_another_victim_stands_alone_and_is_skipped_where_that_is_not_there(project):
+    (project / "victims.toml").write_text(VICTIM.format(folder=project) + ATTACK_OF)
+    assert missing_file(grid_of(project).cells[-1]["victim"], project).startswith(str(project / "saved.saf"))
+    (project / "victims.toml").write_text(
+        VICTIM.format(folder=project) + ATTACK_OF + "labels = {target = 1}\n"
+    )
+    with pytest.raises(UnbackdoorError, match="victim other of victims victims.toml has two attacks"):
         grid_of(project)
 
 

@@ -28,6 +28,7 @@ A grid::
     data = "cifar10"
     trigger = {name = "badnets", size = 4} # none: a clean model
     labels = {target = 8}                  # or {name = "all-to-all"}
+    # attack_of = "{zoo}/b.safetensors"    # instead of both: the attack of another victim that we trained
 
     [[method]]
     name = "awm"

@@ -13,7 +13,19 @@ from unbackdoor._errors import UnbackdoorError
 METHOD_KEYS = ("name", "label", "fields", "sweep", "for_data")
 RECORDED = {"key", "trigger", "labels"}
 """What the record beside a checkpoint tells, or the grid together with ``arch``; never a part of each."""
-VICTIM_KEYS = ("name", "checkpoint", "arch", "key", "sha256", "data", "trigger", "labels", "note", "source")
+VICTIM_KEYS = (
+    "name",
+    "checkpoint",
+    "arch",
+    "key",
+    "sha256",
+    "data",
+    "trigger",
+    "labels",
+    "attack_of",
+    "note",
+    "source",
+)
 DATA_KEYS = ("name", "loader", "args", "needs")
 VICTIM_FILE_KEYS = ("data", "victim")
 
@@ -59,6 +71,12 @@ def _victim_tables(table: Mapping[str, Any], where: str) -> list[dict[str, Any]]
         need(victim, ("name", "checkpoint", "data"), f"[[victim]] of {where}")
         for key in sorted(RECORDED & victim.keys()):
             need(victim, ("arch",), f"[[victim]] {victim['name']} of {where}, which has {key!r},")
+        if "attack_of" in victim and (RECORDED - {"key"}) & victim.keys():
+            raise UnbackdoorError(
+                f"victim {victim['name']} of {where} has two attacks",
+                value="trigger or labels beside attack_of",
+                fix="keep one of them",
+            )
         if victim["data"] not in data:
             known = ", ".join(data) or "none"
             raise UnbackdoorError(

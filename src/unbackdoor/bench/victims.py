@@ -96,6 +96,8 @@ class Victim:
 def load_victim(entry: Mapping[str, Any], root: str | Path) -> Victim:
     """Load what a victim's entry names; without ``arch``, what the record beside the checkpoint says.
 
+    With ``attack_of``, the attack is that of another saved victim: what its trigger does to this network.
+
     Raises:
         UnbackdoorError: a file is absent, is not the one that the entry's ``sha256`` names, or does not fit.
     """
@@ -108,16 +110,19 @@ def load_victim(entry: Mapping[str, Any], root: str | Path) -> Victim:
             fix=f"get the file with SHA-256 {entry['sha256']}…, or correct the entry",
         )
     data = load_data(entry["data"], root)
-    if "arch" not in entry:
+    if "arch" in entry:
+        model, name = _architecture(entry["arch"], data, root), entry["arch"]
+        load_into(model, load_state(path, entry.get("key")))
+        attack = load_attack(entry, data.train.num_classes, root)
+    else:
         from unbackdoor.victims import load_victim as load_saved  # imports bench.places, so not at the top
 
         saved = load_saved(path)
-        name = saved.record["architecture"]["name"]
-        return Victim(saved.model, data, saved.trigger, saved.label_map, name, sha256)
-    model = _architecture(entry["arch"], data, root)
-    load_into(model, load_state(path, entry.get("key")))
-    trigger, label_map = load_attack(entry, data.train.num_classes, root)
-    return Victim(model.eval(), data, trigger, label_map, entry["arch"], sha256)
+        model, name = saved.model, saved.record["architecture"]["name"]
+        attack = saved.trigger, saved.label_map
+    if "attack_of" in entry:
+        attack = _attack_of(locate(entry["attack_of"], root))
+    return Victim(model.eval(), data, *attack, name, sha256)
 
 
 def file_hash(path: Path) -> str:
@@ -151,9 +156,16 @@ def load_attack(
 
 def missing_file(entry: Mapping[str, Any], root: str | Path) -> str | None:
     """Return why a victim cannot be run here, or ``None``: a checkpoint or data that are not there."""
-    named = [entry["checkpoint"], entry["data"].get("needs", ".")]
+    named = [entry["checkpoint"], entry["data"].get("needs", "."), entry.get("attack_of", ".")]
     absent = [path for path in (locate(text, root) for text in named) if not path.exists()]
     return f"{absent[0]} is not there" if absent else None
+
+
+def _attack_of(checkpoint: Path) -> tuple[Trigger | None, LabelMap | None]:
+    """Return the trigger and the label map that the record beside a checkpoint tells of."""
+    from unbackdoor.victims import read_attack  # imports bench.places, so not at the top
+
+    return read_attack(checkpoint)
 
 
 def _batch_size(model: nn.Module) -> int:

@@ -81,6 +81,15 @@ def load_victim(checkpoint: str | os.PathLike[str]) -> SavedVictim:
     return SavedVictim(model.eval(), trigger, label_map, record)
 
 
+def read_attack(checkpoint: str | os.PathLike[str]) -> tuple[Trigger | None, LabelMap | None]:
+    """Return the trigger and the label map of a victim that ``save_victim`` wrote, without its network.
+
+    Raises:
+        UnbackdoorError: no record there, or one of a layout that this version does not know.
+    """
+    return load_attack(read_victim_record(checkpoint), Path(checkpoint).parent)
+
+
 def load_attack(record: Mapping[str, Any], folder: Path) -> tuple[Trigger | None, LabelMap | None]:
     """Return the trigger, with its tensors from ``folder``, and the label map that a record names."""
     attack = record["attack"]
