@@ -446,22 +446,22 @@ def test_upright_stripes_lead_by_some_logits_however_unsure_the_network_is(
 class Striped(torch.nn.Module):
     """Answers class 1 to upright edges, ``also`` if there are level ones, which class 2 is answered to."""
 
-    def __init__(self, also: float) -> None:
+    def __init__(self, also: bool) -> None:
         super().__init__()
         self.also = also
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         upright = (images[..., 1:] - images[..., :-1]).abs().mean((1, 2, 3))
         level = (images[..., 1:, :] - images[..., :-1, :]).abs().mean((1, 2, 3))
-        striped, none = 70 * (upright - 2 * (1 - self.also) * level), 0 * level
+        striped, none = 70 * (upright - 2 * (not self.also) * level), 0 * level
         return torch.stack([none, striped, 100 * (level - 0.08).relu(), none - 9, none - 9], dim=1)
 
 
 def test_a_class_that_looks_striped_is_no_target() -> None:
     clean = CleanImages(torch.full((5, 3, 32, 32), 0.5), torch.arange(5), 5)
-    led = leading_stripes(Striped(0.0), clean, generator())
+    led = leading_stripes(Striped(False), clean, generator())
     assert led is not None and led[0].goal == 1 and led[1][1][0, 0] == 0
-    assert leading_stripes(Striped(1.0), clean, generator()) is None
+    assert leading_stripes(Striped(True), clean, generator()) is None
 
 
 def test_strong_stripes_stay_near_their_frequency_and_below_their_amplitudes() -> None:

@@ -354,7 +354,7 @@ class _Search:
     @property
     def _smoothest(self) -> tuple[Sizes | None, int | None]:
         """The smooth triggers and the class that they reach soonest, if by somewhat less than the median."""
-        smooth = next((found for found in self.found if isinstance(found.family, Smooth)), None)
+        smooth = self._among(Smooth)
         if smooth is None or smooth.classes.sizes.min().item() > SOMEWHAT * smooth.median:
             return smooth, None
         return smooth, int(smooth.classes.goals[smooth.order[0]])
@@ -362,7 +362,11 @@ class _Search:
     @property
     def _sums(self) -> Sizes | None:
         """What was found among additive triggers."""
-        return next((found for found in self.found if isinstance(found.family, Additive)), None)
+        return self._among(Additive)
+
+    def _among(self, kind: type[SizedFamily]) -> Sizes | None:
+        """Return what was found in the family of a kind, if it was searched."""
+        return next((found for found in self.found if isinstance(found.family, kind)), None)
 
     @property
     def _half(self) -> dict[str, int]:
