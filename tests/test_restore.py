@@ -452,7 +452,7 @@ def test_only_a_target_that_triggers_inside_lead_to_is_set_back() -> None:
     for name, shifts in {"inside": Shifts("last", torch.zeros(1, 1), -torch.inf), "none": None}.items():
         model = Reader()
         repair = repair_of(model, finding(Smooth(), 5), shifts)
-        repair.told = [{"success": 1.0}]
+        repair.told = [{"success": 1.0, "margins": [9.0], "noise": None}]
         told[name] = repair.set_back()
         assert (model(images := shades([4, 5]).images) == Reader()(images)).all().item() is (name == "none")
     assert told["inside"]["handicap"] > 0 == told["none"]["handicap"]
@@ -460,6 +460,37 @@ def test_only_a_target_that_triggers_inside_lead_to_is_set_back() -> None:
     assert not told["inside"]["given_back"] and not told["none"]["given_back"]
     told = repair_of(Reader(), finding(Patch(), CLASSES, all_to_all=True)).set_back()
     assert told == {"given_back": False, "handicap": 0.0, "target_kept": None}
+
+
+@pytest.mark.parametrize(
+    ("family", "margins", "noise", "by"),
+    [
+        (Patch(), [-2.0, -9.0], None, 1.6),
+        (Patch(), [-90.0], None, 40.0),
+        (Patch(), [0.5, -9.0], None, 0.0),
+        (Strokes(), [-2.0], None, 0.0),
+        (Additive(), [-2.0], -1.0, 0.0),
+    ],
+    ids=[
+        "as triggers allow",
+        "until its views are back",
+        "one trigger works",
+        "strokes stand in",
+        "sums stand in",
+    ],
+)
+def test_a_target_that_lost_its_views_is_set_forward_by_what_fresh_triggers_fail_by(
+    family: Family, margins: list[float], noise: float | None, by: float
+) -> None:
+    model = Reader()
+    model.last.bias[5] -= 40.0
+    lost = model(shades([4, 5]).images)[:, 5]
+    repair = repair_of(model, replace(formed(family), goal=5))
+    repair.told = [{"success": 0.0, "margins": margins, "noise": noise}]
+    told = repair.set_back()
+    assert -told["handicap"] == pytest.approx(by, rel=0.3) and not told["given_back"]
+    torch.testing.assert_close(model(shades([4, 5]).images)[:, 5] - lost, torch.full((2,), -told["handicap"]))
+    assert told["target_kept"] == 0 or by == 40.0 and told["target_kept"] > 0.5
 
 
 def test_a_target_that_lost_most_of_its_views_gets_them_back_first() -> None:
@@ -484,13 +515,13 @@ def test_a_target_without_triggers_inside_is_given_back_against_fresh_ones_again
     model.last.bias[5] -= 40.0
     lost = model(shades([4, 5]).images)[:, 5]
     repair = repair_of(model, finding(Smooth(), 5))
-    repair.told = [{"success": 0.4}]
+    repair.told = [{"success": 0.4, "margins": [0.1], "noise": None}]
     assert not repair.set_back()["given_back"] and not pools
-    repair.told = [{"success": 0.5}]
+    repair.told = [{"success": 0.5, "margins": [0.1], "noise": None}]
     assert repair.set_back()["given_back"] and pools == [1, 2, 3] and len(repair.told) == 3
     assert (model(shades([4, 5]).images)[:, 5] - lost).min() > 1
     kept = repair_of(Reader(), finding(Smooth(), 5))
-    kept.told = [{"success": 1.0}]
+    kept.told = [{"success": 1.0, "margins": [9.0], "noise": None}]
     assert not kept.set_back()["given_back"] and len(pools) == 3
 
 

@@ -32,7 +32,8 @@ its clean answer, in closed form. The package's default.
         margins back and triggered ones stay below their answers; without shifts only if triggers found afresh
         go on to move many images, and twice more, each time against fresh ones, too
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
-        forward, by half a logit at most, where a quarter of these are lost
+        forward, by half a logit at most, where a quarter of these are lost; elsewhere forward, where as many
+        are, by four fifths at most of what triggers found afresh fail by (not where strokes or sums stand in)
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
@@ -50,6 +51,8 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   and rounds against it only cost accuracy.
 * The target set back. Where its own clean images, mixed, noisy or turned, are answered with logits to spare,
   some are given away, and what is left of the trigger with them; where many are lost, it gets a little back.
+  A round can silence a trigger by far more than it takes, and the target's images with it: then it is set
+  forward by what the margins of fresh triggers allow, as a bias moves both alike.
 * Weights. A mask of a network has far more freedom than ten images can settle, and gradient steps from a
   confident backdoor (margins of many tens of logits) are violent. What a trigger adds to a layer's input lies
   in few directions; ridge regression removes these and keeps, of all weights that do so, those that answer
@@ -101,7 +104,7 @@ from unbackdoor._layers import (
 from unbackdoor._repeatable import copied
 from unbackdoor.methods._base import Method, Session
 from unbackdoor.methods._given_back import give_back_
-from unbackdoor.methods._handicap import handicap, own_margins, set_back_
+from unbackdoor.methods._handicap import forward, handicap, own_margins, set_back_
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
 from unbackdoor.recover import (
     CLEAR,
@@ -130,6 +133,8 @@ FEW_KEPT = 0.5
 """Share of the target's hard views; where fewer would be kept, they are given back …"""
 AGAIN = 2
 """… and so many times again, where no triggers inside the network tell what to withstand."""
+ALLOWED = 0.8
+"""Share of what triggers found afresh fail by that their target may be set forward."""
 APART = 1.5
 """A finding tells of a trigger where strong ones lead to the target by so many times the margin that they
 reach for other classes."""
@@ -506,13 +511,14 @@ class _Repair:
         return not self.method.done(self.told, self.findings[0].all_to_all)
 
     def set_back(self) -> dict[str, Any]:
-        """Give the target its own images back where most are lost; with triggers inside, set it back.
+        """Give the target its own images back where most are lost, and set it back or forward.
 
-        That is by what these images bear. Without triggers inside, images are given back only where triggers
-        go on to work: one image says too little of a class where images vary, and the row that it teaches
-        has to earn its price by silencing them. Told are whether that was done, the handicap in logits, and
-        the share of hard views of the target's own images that are still answered so, ``None`` where there
-        are none or every class is a target.
+        With triggers inside, that is back by what these images bear. Without, images are given back only
+        where triggers go on to work: one image says too little of a class where images vary, and the row that
+        it teaches has to earn its price by silencing them. Where triggers fail, the target is set forward.
+        Told are whether images were given back, the handicap in logits (below zero: forward), and the share
+        of hard views of the target's own images that are still answered so, ``None`` where there are none or
+        every class is a target.
         """
         if self.findings[0].all_to_all:
             return {"given_back": False, "handicap": 0.0, "target_kept": None}
@@ -526,7 +532,17 @@ class _Repair:
         return {"given_back": given, "handicap": by, "target_kept": kept}
 
     def _handicap(self, margins: Tensor) -> float:
-        return handicap(margins) if self.shifts else 0.0
+        """Return by how many logits the target is to be set back, below zero: forward."""
+        return handicap(margins) if self.shifts else -forward(margins, ALLOWED * self._failing())
+
+    def _failing(self) -> float:
+        """Return by how many logits triggers found afresh fail at least; nothing where they only stand in.
+
+        Strokes do, and sums that alone tell of the target: that these fail says little of the attacker's.
+        """
+        last = self.told[-1]
+        stand_in = last["noise"] is not None or any(isinstance(f.family, Strokes) for f in self.findings)
+        return 0.0 if stand_in else max(0.0, -max(last["margins"]))
 
     def give_back(self) -> bool:
         """Refit the target's row of the last layer; tell whether it was.
