@@ -33,7 +33,7 @@ its clean answer, in closed form. The package's default.
         go on to move many images, and twice more, each time against fresh ones, too
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
         forward, by half a logit at most, where a quarter of these are lost; elsewhere forward, where as many
-        are, by four fifths at most of what triggers found afresh fail by (not where strokes or sums stand in)
+        are, by four fifths at most of what triggers found afresh fail by (not where strokes alone stand in)
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
@@ -536,13 +536,15 @@ class _Repair:
         return handicap(margins) if self.shifts else -forward(margins, ALLOWED * self._failing())
 
     def _failing(self) -> float:
-        """Return by how many logits triggers found afresh fail at least; nothing where they only stand in.
+        """Return by how many logits triggers found afresh fail at least, and noise where it tells of the target.
 
-        Strokes do, and sums that alone tell of the target: that these fail says little of the attacker's.
+        Nothing where strokes alone stand in: that these fail says little of a watermark.
         """
         last = self.told[-1]
-        stand_in = last["noise"] is not None or any(isinstance(f.family, Strokes) for f in self.findings)
-        return 0.0 if stand_in else max(0.0, -max(last["margins"]))
+        if all(isinstance(f.family, Strokes) for f in self.findings):
+            return 0.0
+        works = last["margins"] if last["noise"] is None else [*last["margins"], last["noise"]]
+        return max(0.0, -max(works))
 
     def give_back(self) -> bool:
         """Refit the target's row of the last layer; tell whether it was.
