@@ -469,14 +469,16 @@ def test_only_a_target_that_triggers_inside_lead_to_is_set_back() -> None:
         (Patch(), [-90.0], None, 40.0),
         (Patch(), [0.5, -9.0], None, 0.0),
         (Strokes(), [-2.0], None, 0.0),
-        (Additive(), [-2.0], -1.0, 0.0),
+        (Additive(), [-2.0], -1.0, 0.8),
+        (Additive(), [-1.0], -2.0, 0.8),
     ],
     ids=[
         "as triggers allow",
         "until its views are back",
         "one trigger works",
         "strokes stand in",
-        "sums stand in",
+        "as noise allows",
+        "as sums allow",
     ],
 )
 def test_a_target_that_lost_its_views_is_set_forward_by_what_fresh_triggers_fail_by(

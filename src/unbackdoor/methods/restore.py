@@ -536,7 +536,7 @@ class _Repair:
         return handicap(margins) if self.shifts else -forward(margins, ALLOWED * self._failing())
 
     def _failing(self) -> float:
-        """Return by how many logits triggers found afresh fail at least, and noise where it tells of the target.
+        """Return by how many logits fresh triggers fail at least, and noise where it tells of the target.
 
         Nothing where strokes alone stand in: that these fail says little of a watermark.
         """
