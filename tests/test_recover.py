@@ -618,17 +618,19 @@ def test_stripes_to_a_class_stand_in_for_another_one_that_strokes_lead_to(
 
 
 @pytest.mark.parametrize(
-    ("under_noise", "names"), [(2, ["stroke", "additive"]), (1, ["stroke"])], ids=["noise, too", "noise not"]
+    ("under_noise", "lead", "names"),
+    [(2, 2.5, ["stroke", "additive"]), (2, 2.3, ["stroke"]), (1, 2.5, ["stroke"])],
+    ids=["noise, too", "noise by little", "noise not"],
 )
 def test_dense_strokes_are_asked_last_and_sums_stand_beside_them_where_noise_leads_there(
-    under_noise: int, names: list[str], monkeypatch: pytest.MonkeyPatch
+    under_noise: int, lead: float, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alike = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 9.5, 10.0, 11.0, 12.0])
     monkeypatch.setattr("unbackdoor.recover._verdict.search_sizes", lambda *_, **__: alike)
     monkeypatch.setattr("unbackdoor.recover._verdict.search_shift", lambda *given, **_: given[2])
     monkeypatch.setattr("unbackdoor.recover._verdict.leading_strokes", lambda *_, **__: Leader(2, 1.6))
-    noisy = Answers(3.0 * torch.eye(5)[under_noise], torch.zeros(5).long(), 8.0)
-    monkeypatch.setattr("unbackdoor.recover._verdict.answers_under", lambda *_: noisy)
+    noisy = Answers(lead * torch.eye(5)[under_noise], torch.zeros(5).long(), 8.0)
+    monkeypatch.setattr("unbackdoor.recover._verdict.answers_under", lambda *_, **__: noisy)
     verdict = examine(Roughness(0.0), one_a_class(5), generator(), families=[Additive()], steps=2)
     assert [(f.family.name, f.goal) for f in verdict.findings] == [(name, 2) for name in names]
     assert verdict.sentence().startswith(

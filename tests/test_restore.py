@@ -465,12 +465,12 @@ def test_only_a_target_that_triggers_inside_lead_to_is_set_back() -> None:
 @pytest.mark.parametrize(
     ("family", "margins", "noise", "by"),
     [
-        (Patch(), [-2.0, -9.0], None, 1.6),
+        (Patch(), [-2.0, -9.0], None, 1.0),
         (Patch(), [-90.0], None, 40.0),
         (Patch(), [0.5, -9.0], None, 0.0),
         (Strokes(), [-2.0], None, 0.0),
-        (Additive(), [-2.0], -1.0, 0.8),
-        (Additive(), [-1.0], -2.0, 0.8),
+        (Additive(), [-2.0], -1.0, 0.5),
+        (Additive(), [-1.0], -2.0, 0.5),
     ],
     ids=[
         "as triggers allow",

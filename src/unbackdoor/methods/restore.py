@@ -33,7 +33,7 @@ its clean answer, in closed form. The package's default.
         go on to move many images, and twice more, each time against fresh ones, too
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
         forward, by half a logit at most, where a quarter of these are lost; elsewhere forward, where as many
-        are, by four fifths at most of what triggers found afresh fail by (not where strokes alone stand in)
+        are, by half at most of what triggers found afresh fail by (not where strokes alone stand in)
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
@@ -133,7 +133,7 @@ FEW_KEPT = 0.5
 """Share of the target's hard views; where fewer would be kept, they are given back …"""
 AGAIN = 2
 """… and so many times again, where no triggers inside the network tell what to withstand."""
-ALLOWED = 0.8
+ALLOWED = 0.5
 """Share of what triggers found afresh fail by that their target may be set forward."""
 APART = 1.5
 """A finding tells of a trigger where strong ones lead to the target by so many times the margin that they

@@ -64,8 +64,10 @@ AGREED, ALIKE = 0.8, 0.2
 of a target if dense strokes lead there as well, by so many times that. What is natural under one is not under
 the other: fine noise makes frogs on CIFAR-10, flat strokes aeroplanes. A weak backdoor's target is the answer
 to both."""
+ALSO = 0.3
+"""Noise leads to what stripes or strokes tell of, too, where it does so by so many times that."""
 STROKED = 16
-"""Draws of these strokes for an image: what they lead to by little is not seen in two."""
+"""Draws of dense strokes for an image: what they lead to by little is not seen in two."""
 
 
 def examine(
@@ -306,11 +308,12 @@ class _Search:
         """Add additive triggers to a leader's findings, if none are there and noise leads to its class, too.
 
         What is obeyed as stripes and as noise is neither, but a disturbance of another kind: quantisation.
+        Noise that leads there by little tells nothing, and sums cost accuracy.
         """
         sums = self._sums
         if sums is None or any(isinstance(f.family, Additive) for f in findings):
             return findings
-        heard = self._under_noise.lead_of(first.goal) > 0
+        heard = self._under_noise.lead_of(first.goal) >= ALSO * self._under_noise.sureness
         return [*findings, replace(self._summed(first, sums), lead=None)] if heard else findings
 
     def _summed(self, first: Leader, sums: Sizes) -> Finding:
