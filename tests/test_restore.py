@@ -487,7 +487,8 @@ def test_a_target_that_lost_its_views_is_set_forward_by_what_fresh_triggers_fail
     model = Reader()
     model.last.bias[5] -= 40.0
     lost = model(shades([4, 5]).images)[:, 5]
-    repair = repair_of(model, replace(formed(family), goal=5))
+    repair = repair_of(model, replace(formed(Patch()), goal=5))
+    repair.findings += (replace(formed(family), goal=5),)
     repair.told = [{"success": 0.0, "margins": margins, "noise": noise}]
     told = repair.set_back()
     assert -told["handicap"] == pytest.approx(by, rel=0.3) and not told["given_back"]

@@ -33,7 +33,7 @@ its clean answer, in closed form. The package's default.
         go on to move many images, and twice more, each time against fresh ones, too
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
         forward, by half a logit at most, where a quarter of these are lost; elsewhere forward, where as many
-        are, by half at most of what triggers found afresh fail by (not where strokes alone stand in)
+        are, by half at most of what triggers found afresh fail by (not where strokes stand in)
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
@@ -538,10 +538,10 @@ class _Repair:
     def _failing(self) -> float:
         """Return by how many logits fresh triggers fail at least, and noise where it tells of the target.
 
-        Nothing where strokes alone stand in: that these fail says little of a watermark.
+        Nothing where strokes are among them: that these fail says little of a watermark.
         """
         last = self.told[-1]
-        if all(isinstance(f.family, Strokes) for f in self.findings):
+        if any(isinstance(f.family, Strokes) for f in self.findings):
             return 0.0
         works = last["margins"] if last["noise"] is None else [*last["margins"], last["noise"]]
         return max(0.0, -max(works))
