@@ -36,7 +36,7 @@ from unbackdoor.recover._stripes import _first_upright, leading_stripes
 from unbackdoor.recover._strokes import KINDS, dense_strokes, draw_strokes, leading_strokes, stroked, strokes
 from unbackdoor.recover._textures import Answers, answers_under
 from unbackdoor.recover._triggers import _cubic, _spread
-from unbackdoor.recover._verdict import _Search, examine
+from unbackdoor.recover._verdict import STROKED, _Search, examine
 
 SHAPE = (3, 8, 8)
 OPTIONS = {"steps": 80, "batch": 5}
@@ -658,6 +658,7 @@ def test_noise_and_dense_strokes_that_lead_to_the_same_class_tell_of_it(
 
     def answers(*asking: object, times: int = 2) -> Answers:
         asking[3].seed()
+        assert times == (2 if len(asking[2]) == len(noises()) else STROKED)
         return Answers(torch.tensor(figures[len(asking[2])]), torch.zeros(5).long(), 3.0)
 
     monkeypatch.setattr("unbackdoor.recover._verdict.answers_under", answers)
@@ -666,6 +667,29 @@ def test_noise_and_dense_strokes_that_lead_to_the_same_class_tell_of_it(
     findings = search.both_textures()
     assert [f.goal for f in findings] == goals and torch.equal(given.get_state(), state)
     assert all(isinstance(f.family, Additive) and f.lead_of == "noise" for f in findings)
+
+
+def test_both_textures_are_asked_before_colours_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    alike = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 9.5, 10.0, 11.0, 12.0])
+    monkeypatch.setattr("unbackdoor.recover._verdict.search_sizes", lambda *_, **__: alike)
+    monkeypatch.setattr("unbackdoor.recover._verdict.search_shift", lambda *given, **_: given[2])
+    monkeypatch.setattr("unbackdoor.recover._verdict.leading_strokes", lambda *_, **__: Leader(1, 1.6))
+    heard = Answers(2.6 * torch.eye(5)[2], torch.zeros(5).long(), 3.0)
+    monkeypatch.setattr("unbackdoor.recover._verdict.answers_under", lambda *_, **__: heard)
+    (finding,) = examine(Roughness(0.0), one_a_class(5), generator(), families=[Additive()], steps=2).findings
+    assert finding.goal == 2 and finding.lead_of == "noise"
+
+
+def test_so_many_pictures_of_a_texture_are_put_on_an_image() -> None:
+    counted = []
+
+    def texture(images: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+        counted.append(len(images))
+        return images
+
+    for times in (2, 7):
+        answers_under(Roughness(0.0), one_a_class(5), [texture], generator(), times=times)
+    assert counted == [10, 35]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from unbackdoor._layers import LayerRows, add_to_weight_, augmented_weight, rest
 from unbackdoor.methods import Restore
 from unbackdoor.methods._base import Session
 from unbackdoor.methods._given_back import give_back_
-from unbackdoor.methods._handicap import handicap, hard_views, own_margins, set_back_
+from unbackdoor.methods._handicap import forward, handicap, hard_views, own_margins, set_back_
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
 from unbackdoor.methods.restore import BY_CHANCE, _Repair, covering, half_of
 from unbackdoor.recover import (
@@ -422,7 +422,8 @@ def test_hard_views_are_mixed_with_others_noisy_and_turned() -> None:
 def test_a_class_is_set_forward_where_it_lost_its_own_views_but_not_far(lost: float, by: float) -> None:
     margins = torch.full((100,), 3.0)
     margins[: int(100 * lost)] = -0.125 if lost < 0.5 else -4.0
-    assert handicap(margins) == by
+    assert handicap(margins) == by == -forward(margins, 0.5)
+    assert forward(margins[:31] - 9.0, 0.5) == 0
     model, images = Reader(), shades([4, 5]).images
     before = model(images)[:, 5]
     assert by == 0 or set_back_(model, "last", 5, by, images)
