@@ -142,6 +142,7 @@ def single(searched: Sequence[Sizes], targets: set[int]) -> list[Finding]:
 def finding_of(
     family: Family, minimal: Minimal, goal: int, median: float, lead: float | None = None
 ) -> Finding:
+    """Return the finding of a goal among minimal triggers; ``lead``: where no size tells of it."""
     row = minimal.goals.tolist().index(goal)
     return Finding(goal, False, family, minimal.sizes[row].item(), median, minimal.of(row), lead)
 
@@ -149,9 +150,11 @@ def finding_of(
 def strokes_to(
     goal: int, number: int, width: float, ahead: float | None = None, lead: float | None = None
 ) -> Finding:
+    """Return strokes of that number and width as a finding; ``ahead``, ``lead``: what tells of the goal."""
     params = [torch.tensor([[number, width]])]
     return Finding(goal, False, Strokes(), width, width, params, lead, ahead=ahead)
 
 
 def shift_of(found: Sizes, shift: Minimal) -> Finding:
+    """Return all-to-all as a finding, by its minimal trigger."""
     return Finding(found.num_classes, True, found.family, shift.sizes.item(), found.median, shift.of(0))

@@ -3,7 +3,7 @@
 Goals are the classes, and beside them the label map of all-to-all backdoors, "every class to the next".
 Kinds of evidence answer in turn: minimal sizes (``_sizes``) and, where none stands apart, the largest
 margins (``_margins``), those under stripes (``_stripes``), strokes (``_strokes``) and noise (``_noise``),
-and last those under dense strokes.
+what noise and dense strokes agree on, and last the largest margins under dense strokes.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def examine(
     A search can end beside the attacker's trigger, in a local minimum; where no size stands apart, all is
     searched again from other starts, and of both triggers of a class the smaller one counts. All-to-all is
     searched where no class stands apart; margins are asked last, those under stripes, strokes and noise
-    without a gradient, and at the very last those under dense strokes with one. What additive triggers alone
+    without a gradient, then what noise and dense strokes agree on, and at the very last dense strokes with a
+    gradient. What additive triggers alone
     tell of has to be heard in noise, too.
 
     Args:
