@@ -87,8 +87,7 @@ def examine(
     searched again from other starts, and of both triggers of a class the smaller one counts. All-to-all is
     searched where no class stands apart; margins are asked last, those under stripes, strokes and noise
     without a gradient, then what noise and dense strokes agree on, and at the very last dense strokes with a
-    gradient. What additive triggers alone
-    tell of has to be heard in noise, too.
+    gradient. What additive triggers alone tell of has to be heard in noise, too.
 
     Args:
         model: in eval mode; its parameters need no gradient.
