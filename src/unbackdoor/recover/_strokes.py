@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import Family, Params, Shape
 from unbackdoor.recover._margins import FINALISTS, Leader, largest_margins
-from unbackdoor.recover._textures import Texture, answers_under, clear_leader
+from unbackdoor.recover._textures import Answers, Texture, answers_under, clear_leader
 from unbackdoor.recover._triggers import Overlay, Recovered
 
 STROKES_SURE = 0.4
@@ -33,7 +33,9 @@ DENSE_COUNT = 8
 LEAD, DENSE_SURE = 1.4, 0.35
 """A class's margin there is at least so many times the next one's, and larger by so many times what the
 network's first answer is ahead of its second …"""
-RANDOM_SURE = 1.0
+DENSE_ROUNDS = 32
+"""Draws of two pictures an image with colours at random: fewer tell little of a lead that is not large."""
+RANDOM_SURE = 0.9
 """… and with random colours it leads, too, by so many times that, if nothing else tells of it: some class
 looks like strokes, as sandals do, or like what colours can be found for."""
 KINDS = tuple(itertools.product((6, 12), (0.04, 0.07), (False, True)))
@@ -71,6 +73,7 @@ def leading_strokes(
     model: nn.Module,
     clean: CleanImages,
     generator: torch.Generator,
+    answers: Answers,
     expected: int | None = None,
     *,
     steps: int,
@@ -82,9 +85,9 @@ def leading_strokes(
 
     Args:
         model, clean, generator, batch: as for ``strengthen``; steps: Adam steps, at least one is made.
+        answers: under dense strokes with colours at random, see ``under_dense_strokes``.
         expected: a class that something else tells of, too: random colours need not lead there.
     """
-    answers = answers_under(model, clean, dense_strokes(), generator)
     goals = answers.margins.topk(min(FINALISTS, clean.num_classes)).indices
     surely = answers.ahead >= RANDOM_SURE * answers.sureness
     allowed = {int(goals[0])} if surely else {expected}
@@ -103,9 +106,10 @@ def strokes() -> list[Texture]:
     return [_kind(*each) for each in KINDS]
 
 
-def dense_strokes() -> list[Texture]:
-    """Return ``DENSE`` strokes of both kinds of colours."""
-    return [_kind(*DENSE, saturated) for saturated in (False, True)]
+def under_dense_strokes(model: nn.Module, clean: CleanImages, generator: torch.Generator) -> Answers:
+    """Return the network's answers under ``DENSE`` strokes with colours at random."""
+    kinds = [_kind(*DENSE, saturated) for saturated in (False, True)]
+    return answers_under(model, clean, kinds, generator, DENSE_ROUNDS)
 
 
 def _kind(number: int, width: float, saturated: bool) -> Texture:

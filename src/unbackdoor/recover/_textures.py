@@ -76,7 +76,7 @@ def answers_under(
     clean: CleanImages,
     textures: Sequence[Texture],
     generator: torch.Generator,
-    times: int = TIMES,
+    rounds: int = 1,
 ) -> Answers:
     """Put every texture on a few of the clean images and return the answers.
 
@@ -84,12 +84,17 @@ def answers_under(
         model: in eval mode.
         clean: images, a few of which are taken; those that have a class's label do not count for it.
         textures: at least one; generator: which images, and the pictures.
-        times: pictures of a texture an image, at least 1; few do where one leads by far.
+        rounds: so many times, each with other pictures, at least 1; one does where a class leads by far.
     """
     few = torch.randperm(len(clean), generator=generator)[:IMAGES].to(clean.labels.device)
     images, labels = clean.images[few], clean.labels[few]
-    many, their = images.repeat(times, 1, 1, 1), labels.repeat(times)
-    every = torch.stack([class_margins(model, texture(many, generator), their) for texture in textures])
+    many, their = images.repeat(TIMES, 1, 1, 1), labels.repeat(TIMES)
+
+    def margins_under(texture: Texture) -> Tensor:
+        drawn = [class_margins(model, texture(many, generator), their) for _ in range(rounds)]
+        return torch.stack(drawn).mean(dim=0)
+
+    every = torch.stack([margins_under(texture) for texture in textures])
     return Answers(*every.max(dim=0), sureness(model, images))
 
 

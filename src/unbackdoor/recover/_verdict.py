@@ -38,9 +38,9 @@ from unbackdoor.recover._strokes import (
     KINDS,
     LEAST,
     STROKES_SURE,
-    dense_strokes,
     leading_strokes,
     strokes,
+    under_dense_strokes,
 )
 from unbackdoor.recover._textures import CLEAR, SURE, Answers, answers_under, clear_leader
 
@@ -66,8 +66,6 @@ the other: fine noise makes frogs on CIFAR-10, flat strokes aeroplanes. A weak b
 to both."""
 ALSO = 0.3
 """Noise leads to what stripes or strokes tell of, too, where it does so by so many times that."""
-STROKED = 16
-"""Draws of dense strokes for an image: what they lead to by little is not seen in two."""
 
 
 def examine(
@@ -338,7 +336,7 @@ class _Search:
     def _under_dense(self) -> Leader | None:
         """The class that leads under dense strokes."""
         shared = (self.model, self.clean, copied(self.generator))
-        return leading_strokes(*shared, self._smoothest[1], **self._half)
+        return leading_strokes(*shared, self._stroked, self._smoothest[1], **self._half)
 
     @cached_property
     def _agreed(self) -> Leader | None:
@@ -351,8 +349,7 @@ class _Search:
     @cached_property
     def _stroked(self) -> Answers:
         """The network's answers under dense strokes of random colours."""
-        shared = (self.model, self.clean, dense_strokes(), copied(self.generator))
-        return answers_under(*shared, times=STROKED)
+        return under_dense_strokes(self.model, self.clean, copied(self.generator))
 
     @property
     def _smoothest(self) -> tuple[Sizes | None, int | None]:
