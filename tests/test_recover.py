@@ -705,6 +705,19 @@ def test_answers_under_random_pictures_are_averaged_over_rounds() -> None:
     assert answers.margins[2].item() == pytest.approx(3.0) and next(shades, None) is None
 
 
+def test_dense_strokes_by_chance_are_drawn_often() -> None:
+    seen = []
+
+    class Noted(Roughness):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return super().forward(images)
+
+    under_dense_strokes(Noted(0.0), one_a_class(5), generator())
+    pictures = torch.cat([images for images in seen if len(images) == 10])
+    assert len(pictures) == 2 * 64 * 5 and len(pictures.unique(dim=0)) == len(pictures)
+
+
 @pytest.mark.parametrize(
     ("smallest", "expected", "name"),
     [(7.4, 2, "smooth"), (7.6, None, "stroke")],
