@@ -35,7 +35,7 @@ LEAD, DENSE_SURE = 1.4, 0.35
 network's first answer is ahead of its second …"""
 DENSE_ROUNDS = 32
 """Draws of two pictures an image with colours at random: fewer tell little of a lead that is not large."""
-RANDOM_SURE = 0.9
+RANDOM_SURE = 0.85
 """… and with random colours it leads, too, by so many times that, if nothing else tells of it: some class
 looks like strokes, as sandals do, or like what colours can be found for."""
 KINDS = tuple(itertools.product((6, 12), (0.04, 0.07), (False, True)))
