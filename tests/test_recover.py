@@ -623,6 +623,7 @@ def test_stripes_to_a_class_stand_in_for_another_one_that_strokes_lead_to(
     search = _Search(Roughness(0.0), one_a_class(5), given, OPTIONS, [])
     search.__dict__["_agreed"] = agreed and Leader(agreed, 2.0)
     assert [f.family.name for f in search.stripes()] == names and torch.equal(given.get_state(), state)
+    assert ("_under_dense" in search.__dict__) is (agreed != 3)  # no search where textures have told
 
 
 @pytest.mark.parametrize(

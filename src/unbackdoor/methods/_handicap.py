@@ -3,7 +3,7 @@
 Where stand-ins for the attacker's trigger were erased, a part of it goes on to lead to the target by little.
 A class whose own images are answered with logits to spare can give some of them away, and that part is gone.
 One that lost its own images in the repair gets a little back, or, where triggers found afresh fail by logits
-to spare, most of what these allow.
+to spare, a share of what these allow.
 """
 
 from __future__ import annotations

@@ -212,9 +212,7 @@ class _Search:
         dense strokes lead to another one, which stripes stand in for.
         """
         led = leading_stripes(self.model, self.clean, self.generator)
-        if led is None or any(
-            other.goal != led[0].goal for other in (self._agreed, self._under_dense) if other
-        ):
+        if led is None or self._leads_elsewhere(led[0].goal):
             return []
         first, params = led
         own = Finding(first.goal, False, Stripes(), AMPLITUDE, AMPLITUDE, params, first.lead)
@@ -268,6 +266,14 @@ class _Search:
         if self._under_noise.lead_of(own[0].goal) >= CLEAR:
             return False
         return not large or self._stroked.lead_of(own[0].goal) < 0
+
+    def _leads_elsewhere(self, goal: int) -> bool:
+        """Tell whether both textures, or else dense strokes, which take a search, lead to another class."""
+        agreed = self._agreed
+        if agreed is not None and agreed.goal != goal:
+            return True
+        dense = self._under_dense
+        return dense is not None and dense.goal != goal
 
     def _large_alone(self, findings: list[Finding]) -> bool:
         """Tell whether all that was found is a patch of many pixels, to one class."""
@@ -341,6 +347,7 @@ class _Search:
     @cached_property
     def _agreed(self) -> Leader | None:
         """The class that noise leads to by far, and dense strokes of random colours, too."""
+        # Noise of its own: stripes ask for this, and would draw before textures do.
         noisy = answers_under(self.model, self.clean, noises(), copied(self.generator))
         heard = clear_leader(noisy.margins, AGREED * noisy.sureness)
         alike = heard and self._stroked.lead_of(heard.goal) >= ALIKE * self._stroked.sureness
