@@ -835,6 +835,22 @@ def test_strokes_that_nearly_reach_a_class_tell_of_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ratio", "names"),
+    [(0.44, ["stroke", "patch"]), (0.59, ["stroke", "patch"]), (0.61, ["stroke"])],
+    ids=["a small one", "a rather small one", "a large one"],
+)
+def test_a_rather_small_patch_goes_on_beside_strokes_that_tell_of_its_class(
+    ratio: float, names: list[str]
+) -> None:
+    patches = sizes(Patch(), [0, 1, 2, 3, 4], [90.0, 90.0 * ratio, 90.0, 95.0, 99.0])
+    sums = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 9.0 * 0.59, 9.0, 9.5, 9.9])
+    search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [patches, sums])
+    margins = torch.tensor([-9.0, 5.0, -9.0, -9.0, -9.0])
+    found = search._led_by_strokes(Answers(margins, torch.zeros(5).long(), 1.0))
+    assert [f.family.name for f in found] == names and {f.goal for f in found} == {1}
+
+
+@pytest.mark.parametrize(
     ("families", "pixels", "beside"),
     [([Patch()], 17.0, True), ([Patch()], 10.0, False), ([Patch(), Additive()], 17.0, False)],
     ids=["a large patch", "a compact one", "a sum tells of it, too"],

@@ -271,30 +271,30 @@ class Restore(Method):
         told["left_out"] = [f.sentence() for f in findings if id(f) not in kept]
         return {"rounds": repair.told, "success of triggers found afresh": fresh, **told}
 
-    def done(self, told: list[dict[str, Any]], all_to_all: bool) -> bool:
+    def done(self, told: list[dict[str, Any]], findings: tuple[Finding, ...]) -> bool:
         """Tell whether the triggers found afresh in the last of the rounds ``told`` have lost their force.
 
         Their largest margin says so, or that they lead to the target no further than to other classes in the
-        original. For all-to-all, where margins are small from the start, their success does, or that they
-        fail clearly, and never after one round. Where triggers were weak from the start, failing says little
-        of the attacker's: a first round that cost next to nothing is followed by a second, and they must fail
+        original. Where triggers were weak from the start, or strokes stand in, failing says little of the
+        attacker's: a first round that cost next to nothing is followed by a second, and they must fail
         clearly as long as the network agrees with the original on nearly all images, or, where they move many
         images after the first, on few less. Where noise tells of the target, noise tells of the end. Triggers
         at a late layer cover more than those found afresh, which need not fail clearly then, unless they move
-        half of the images.
+        half of the images. For all-to-all it is their success that says so, or that they fail clearly, and
+        any round that cost next to nothing is followed by another, and so is the first.
         """
         first, last = told[0], told[-1]
         if self._silenced(first, last):
             return True
+        once, free = len(told) == 2, last["agreement"] >= self.agreement_free
+        if findings[0].all_to_all:
+            few = self._few_are_moved(first, last) or max(last["margins"]) <= -self.clearance
+            return few and not once and not free
         strongest = max(first["margins"])
-        weak = strongest <= self.weak
-        once = len(told) == 2
-        if once and (all_to_all or (weak and last["agreement"] >= self.agreement_free)):
+        if once and free and (strongest <= self.weak or by_strokes(findings)):
             return False
-        if all_to_all and max(last["margins"]) <= -self.clearance:
-            return True
-        if all_to_all or strongest <= 0:
-            return last["success"] <= self.success_share * first["success"]
+        if strongest <= 0:
+            return self._few_are_moved(first, last)
         inside = any(entry["inside"] is not None for entry in told[:-1])
         if not inside and _like_others(first, last):
             return True
@@ -303,6 +303,10 @@ class Restore(Method):
         bound = self.agreement_fair if moving else self.agreement_ample
         clearly = last["agreement"] >= bound and (moving or not inside)
         return beyond >= (self.clearance if clearly else 0)
+
+    def _few_are_moved(self, first: dict[str, Any], last: dict[str, Any]) -> bool:
+        """Tell whether triggers found afresh move but a small share of the images that the first ones did."""
+        return last["success"] <= self.success_share * first["success"]
 
     def _silenced(self, first: dict[str, Any], last: dict[str, Any]) -> bool:
         """Tell whether noise, which led to the target by far, leads elsewhere, and rounds have their price.
@@ -508,7 +512,7 @@ class _Repair:
             self.model.load_state_dict(previous)
             self.told.pop()
             return False
-        return not self.method.done(self.told, self.findings[0].all_to_all)
+        return not self.method.done(self.told, self.findings)
 
     def set_back(self) -> dict[str, Any]:
         """Give the target its own images back where most are lost, and set it back or forward.
@@ -523,13 +527,19 @@ class _Repair:
         if self.findings[0].all_to_all:
             return {"given_back": False, "handicap": 0.0, "target_kept": None}
         given, margins = False, self._own_margins()
-        works = self.shifts or self.told[-1]["success"] > self.method.success_left
-        if works and len(margins) and (margins > self._handicap(margins)).float().mean() < FEW_KEPT:
+        if len(margins) and self._worth_refitting(margins):
             given, margins = self.give_back(), self._own_margins()
         by, seen, target = self._handicap(margins), self.clean.images[:MEASURED], self.findings[0].goal
         by = by if by and set_back_(self.model, self.layers[-1], target, by, seen) else 0.0
         kept = (margins > by).float().mean().item() if len(margins) else None
         return {"given_back": given, "handicap": by, "target_kept": kept}
+
+    def _worth_refitting(self, margins: Tensor) -> bool:
+        """Tell whether the target's row is to be refitted; its own hard views have ``margins``, (n,)."""
+        if self.shifts:
+            return True
+        works = self.told[-1]["success"] > self.method.success_left or by_strokes(self.findings)
+        return works and (margins > self._handicap(margins)).float().mean().item() < FEW_KEPT
 
     def _handicap(self, margins: Tensor) -> float:
         """Return by how many logits the target is to be set back, below zero: forward."""
@@ -541,7 +551,7 @@ class _Repair:
         Nothing where strokes are among them: that these fail says little of a watermark.
         """
         last = self.told[-1]
-        if any(isinstance(f.family, Strokes) for f in self.findings):
+        if by_strokes(self.findings):
             return 0.0
         works = last["margins"] if last["noise"] is None else [*last["margins"], last["noise"]]
         return max(0.0, -max(works))
@@ -578,6 +588,11 @@ def _like_others(first: dict[str, Any], last: dict[str, Any]) -> bool:
     if not first["others"]:
         return False
     return all(now <= others for now, others in zip(last["margins"], first["others"], strict=True))
+
+
+def by_strokes(findings: tuple[Finding, ...]) -> bool:
+    """Tell whether strokes are among what was found: that these fail says little of a watermark."""
+    return any(isinstance(f.family, Strokes) for f in findings)
 
 
 def covering(findings: tuple[Finding, ...]) -> bool:

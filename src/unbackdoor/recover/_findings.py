@@ -130,12 +130,13 @@ def without_stand_ins(findings: list[Finding]) -> list[Finding]:
     ]
 
 
-def single(searched: Sequence[Sizes], targets: set[int]) -> list[Finding]:
+def single(searched: Sequence[Sizes], targets: set[int], share: float | None = None) -> list[Finding]:
     """Return the targets' findings: of every family that has small triggers for them.
 
-    A family where the target has no clear gap to the next class helps to erase all the same.
+    A family where the target has no clear gap to the next class helps to erase all the same. ``share``: as
+    for ``Sizes.small``.
     """
-    small = [(found, goal) for found in searched for goal in sorted(targets) if found.small(goal)]
+    small = [(found, goal) for found in searched for goal in sorted(targets) if found.small(goal, share)]
     return [finding_of(found.family, found.classes, goal, found.median) for found, goal in small]
 
 

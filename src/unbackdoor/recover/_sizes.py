@@ -69,10 +69,13 @@ class Sizes:
         goals = self.classes.goals.tolist()
         return goals.index(goal) if goal in goals else None
 
-    def small(self, goal: int) -> bool:
-        """Tell whether a class is reached by a trigger no larger than a target's can be."""
-        row = self.row(goal)
-        return row is not None and bool(self.reached[row]) and self.classes.sizes[row].item() <= self.limit
+    def small(self, goal: int, share: float | None = None) -> bool:
+        """Tell whether a class is reached by a trigger no larger than a target's can be.
+
+        ``share``: no larger than this share of the median class's, instead.
+        """
+        row, limit = self.row(goal), self.limit if share is None else share * self.median
+        return row is not None and bool(self.reached[row]) and self.classes.sizes[row].item() <= limit
 
     def apart(self) -> list[int]:
         """Return the classes that stand apart: before the first gap, and much like the smallest.

@@ -28,7 +28,7 @@ from unbackdoor.recover._findings import (
     telling,
     without_stand_ins,
 )
-from unbackdoor.recover._margins import Leader, leader, leader_at_place
+from unbackdoor.recover._margins import SMALLISH, Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises
 from unbackdoor.recover._search import minimal_triggers
 from unbackdoor.recover._sizes import GAP, SMALL, Sizes, search_shift, search_sizes
@@ -290,11 +290,16 @@ class _Search:
         return [f for f in findings if isinstance(f.family, Patch) and f.size >= least and not f.all_to_all]
 
     def _led_by_strokes(self, answers: Answers) -> list[Finding]:
+        """Strokes, and a rather small patch beside them: a piece of what strokes stand in for."""
         led = answers.leader(STROKES_SURE, LEAST)
         if led is None:
             return []
         number, width, _ = KINDS[answers.kinds[led.goal]]
-        return self._led(strokes_to(led.goal, number, width, answers.ahead))
+        findings = self._led(strokes_to(led.goal, number, width, answers.ahead))
+        if any(isinstance(f.family, Patch) for f in findings):
+            return findings
+        patches = [found for found in self.found if isinstance(found.family, Patch)]
+        return findings + single(patches, {led.goal}, SMALLISH)
 
     def _led_by_noise(self, led: Leader | None) -> list[Finding]:
         """Additive triggers stand for noise."""
