@@ -2,7 +2,8 @@
 
 Layers that withstand disturbances inside the network no longer pass on much of what the target's own images
 show, and its logit, which is an ordinary sum of what arrives, misses them. Of what does arrive, another sum
-can tell these images from triggered ones, where classes are as much alike as traffic signs are.
+can tell these images from triggered ones, most where the images of a class are alike, as traffic signs are. So
+less is left of the trigger as well.
 """
 
 from __future__ import annotations

@@ -22,15 +22,17 @@ its clean answer, in closed form. The package's default.
             and, while f' agrees with f on nearly all varied clean images (a few less after a first round that
             left triggers to move many), two logits less than that
             (all-to-all: when their success is a tenth of the first ones', or the margin two logits below
-            zero, not before the second round); where triggers were weak from the start, not before the
-            second round, if the first cost next to nothing; where sums alone tell of t and noise led there by
+            zero, neither after the first round nor after one that cost next to nothing); where triggers were
+            weak from the start, or strokes stand in, not before the second round, if the first cost next to
+            nothing; where sums alone tell of t and noise led there by
             far: when it leads elsewhere, and f' agrees less; with shifts, failing by a hair is enough, but
             for triggers that move half of the images yet
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
-    where most hard views of t's own images are lost: refit t's row of the last layer, so that they get their
-        margins back and triggered ones stay below their answers; without shifts only if triggers found afresh
-        go on to move many images, and twice more, each time against fresh ones, too
+    with shifts: refit t's row of the last layer, so that hard views of t's own images get their margins back
+        and triggered ones stay below their answers; without, only if most of these views are lost and
+        triggers found afresh go on to move many images, or strokes stand in, and twice more, each time
+        against fresh ones, too
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
         forward, by half a logit at most, where a quarter of these are lost; elsewhere forward, where as many
         are, by half at most of what triggers found afresh fail by (not where strokes stand in)
@@ -44,8 +46,9 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   and almost all of that in the images of the target itself: its own features are such a disturbance, too.
   So it is left out where triggers have a place or a form of their own, and carry over as they are.
 * The target's row refitted. Rounds can take most of what the target's own images show away, but of what is
-  left another sum can tell them from triggered ones. Where triggers that a watermark's pieces stand for go on
-  to work, it is this that silences them: they are asked for again after each refit.
+  left another sum can tell them from triggered ones, whose share that rounds leave goes with it. Where
+  triggers that a watermark's pieces stand for go on to work, it is this that silences them: they are asked
+  for again after each refit.
 * Other classes as the measure. Every network has triggers that lead to a class, the more the larger their
   place. What leads to the target no further than to others is of that kind, before a repair and after it,
   and rounds against it only cost accuracy.
@@ -130,9 +133,10 @@ BY_CHANCE = 64
 HALF = 0.5
 """Share of the images that fresh triggers may move after a first round with triggers inside the network."""
 FEW_KEPT = 0.5
-"""Share of the target's hard views; where fewer would be kept, they are given back …"""
+"""Share of the target's hard views; where no triggers inside the network tell what to withstand, its row is
+refitted if fewer would be kept …"""
 AGAIN = 2
-"""… and so many times again, where no triggers inside the network tell what to withstand."""
+"""… and so many times again."""
 ALLOWED = 0.5
 """Share of what triggers found afresh fail by that their target may be set forward."""
 APART = 1.5
@@ -515,14 +519,14 @@ class _Repair:
         return not self.method.done(self.told, self.findings)
 
     def set_back(self) -> dict[str, Any]:
-        """Give the target its own images back where most are lost, and set it back or forward.
+        """Refit the target's row where that tells its own images from triggered ones; set it back or forward.
 
-        With triggers inside, that is back by what these images bear. Without, images are given back only
-        where triggers go on to work: one image says too little of a class where images vary, and the row that
-        it teaches has to earn its price by silencing them. Where triggers fail, the target is set forward.
-        Told are whether images were given back, the handicap in logits (below zero: forward), and the share
-        of hard views of the target's own images that are still answered so, ``None`` where there are none or
-        every class is a target.
+        With triggers inside, that is back by what these images bear. Without, the row is refitted only where
+        most of these images are lost and triggers go on to work, or say little: one image says too little of
+        a class where images vary, and the row that it teaches has to earn its price by silencing them. Where
+        triggers fail, the target is set forward. Told are whether the row was refitted, the handicap in
+        logits (below zero: forward), and the share of hard views of the target's own images that are still
+        answered so, ``None`` where there are none or every class is a target.
         """
         if self.findings[0].all_to_all:
             return {"given_back": False, "handicap": 0.0, "target_kept": None}
