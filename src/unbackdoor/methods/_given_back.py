@@ -2,8 +2,8 @@
 
 Layers that withstand disturbances inside the network no longer pass on much of what the target's own images
 show, and its logit, which is an ordinary sum of what arrives, misses them. Of what does arrive, another sum
-can tell these images from triggered ones, most where the images of a class are alike, as traffic signs are. So
-less is left of the trigger as well.
+can tell these images from triggered ones, most where images of a class are alike, as traffic signs are, and
+less is left of the trigger, too.
 """
 
 from __future__ import annotations
@@ -71,11 +71,19 @@ def give_back_(
     wanted = _best_other(mine @ weight.T, target) + lead(original(views), target)
     below = (strong @ weight[target]).minimum(_best_other(strong @ weight.T, target) - BELOW)
     terms = [(plain, plain @ weight[target], 1.0), (mine, wanted, OWN), (strong, below, 1.0)]
-    change = torch.zeros_like(weight)
-    missing = [(x, (y - x @ weight[target])[:, None], w) for x, y, w in terms]
-    change[target] = ridge_change(missing, RIDGE * plain.square().mean())[0]
-    add_to_weight_(last, change)
+    add_to_weight_(last, _row_change(weight, target, terms))
     return True
+
+
+def _row_change(weight: Tensor, target: int, terms: list[tuple[Tensor, Tensor, float]]) -> Tensor:
+    """Return the change of ``weight``, (classes, in), that gives its row ``target`` the wanted answers.
+
+    ``terms``: inputs (n, in), wanted answers (n,) and weight each; the first are those of varied images.
+    """
+    missing = [(x, (y - x @ weight[target])[:, None], w) for x, y, w in terms]
+    change = torch.zeros_like(weight)
+    change[target] = ridge_change(missing, RIDGE * terms[0][0].square().mean())[0]
+    return change
 
 
 def _own_views(original: nn.Module, clean: CleanImages, target: int, generator: torch.Generator) -> Tensor:
