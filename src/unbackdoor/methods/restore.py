@@ -24,13 +24,13 @@ its clean answer, in closed form. The package's default.
             (all-to-all: when their success is a tenth of the first ones', or the margin two logits below
             zero, neither after the first round nor after one that cost next to nothing); where triggers were
             weak from the start, or strokes stand in, not before the second round, if the first cost next to
-            nothing; where sums alone tell of t and noise led there by
-            far: when it leads elsewhere, and f' agrees less; with shifts, failing by a hair is enough, but
-            for triggers that move half of the images yet
+            nothing; where sums alone tell of t and noise led there by far: when it leads elsewhere, and f'
+            agrees less; with shifts, failing by a hair is enough, but for triggers that move half of the
+            images yet
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
-    with shifts: refit t's row of the last layer, so that hard views of t's own images get their margins back
-        and triggered ones stay below their answers; without, only if most of these views are lost and
+    with shifts: refit t's row of the last layer, so that t's own images get their margins back and triggered
+        ones stay below their answers; without, only if most hard views of t's own images are lost and
         triggers found afresh go on to move many images, or strokes stand in, and twice more, each time
         against fresh ones, too
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
