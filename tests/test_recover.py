@@ -28,6 +28,7 @@ from unbackdoor.recover import (
     features_at,
     strengthen,
 )
+from unbackdoor.recover._families import Ball
 from unbackdoor.recover._findings import shift_of, single, strokes_to
 from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises, noisy
@@ -101,12 +102,20 @@ def test_strong_triggers_stay_in_the_ball(family: Additive | Smooth | Warp) -> N
     torch.testing.assert_close(family.size(params), place.expand(4))
 
 
-def test_strong_warps_may_be_as_large_as_half_of_what_the_median_class_needs() -> None:
-    small = Warp().start(1, SHAPE, generator())
-    size = Warp().size(small).item()
-    assert Warp().strong_place(small, median=4 * size).item() == pytest.approx(3 * size)
-    assert Warp().strong_place(small, median=10 * size).item() == pytest.approx(5 * size)
-    assert Additive().strong_place(small, median=10 * size) == Additive().place(small)
+@pytest.mark.parametrize(("family", "growth"), [(Warp(), 3), (Smooth(), 4)], ids=["warps", "smooth ones"])
+def test_strong_triggers_may_be_as_large_as_half_of_what_the_median_class_needs(
+    family: Ball, growth: int
+) -> None:
+    small = family.start(1, SHAPE, generator())
+    size = family.size(small).item()
+    assert family.strong_place(small, median=4 * size).item() == pytest.approx(growth * size)
+    assert family.strong_place(small, median=10 * size).item() == pytest.approx(5 * size)
+
+
+def test_strong_sums_stay_near_the_size_that_their_class_needs() -> None:
+    small = Additive().start(1, SHAPE, generator())
+    median = 10 * Additive().size(small).item()
+    assert Additive().strong_place(small, median) == Additive().place(small)
 
 
 def test_goals_beyond_the_classes_want_the_next_class() -> None:

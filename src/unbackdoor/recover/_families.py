@@ -136,12 +136,17 @@ class Ball(SizedFamily):
     The parameters are one tensor, and the size is a norm of it, ‖·‖₂ unless the family has its own: the
     trigger scales with them.
 
+    A network can be led by a trigger so faint that ``growth`` times as much is weak still: strong ones may be
+    as large as ``least`` of what the median class needs in any case.
+
     Attributes:
         growth: radius of the ball, in minimal sizes.
+        least: the same, in sizes of the median class.
         first: standard deviation of the starts of minimal triggers.
     """
 
     growth: float = 1.5
+    least: float = 0.0
     first: float
 
     @abc.abstractmethod
@@ -156,6 +161,9 @@ class Ball(SizedFamily):
 
     def place(self, params: Params) -> Tensor:
         return self.growth * self.size(params)[0]
+
+    def strong_place(self, params: Params, median: float) -> Tensor:
+        return self.place(params).clamp(min=self.least * median)
 
     def start_at(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
         noise = self.noise(count, shape, generator)
@@ -200,6 +208,7 @@ class Smooth(Ball):
 
     name: ClassVar[str] = "smooth"
     growth: float = 4.0
+    least: float = 0.5
     first: float = 0.05
     rate: float = 0.03
     strong_rate: float = 0.06
@@ -220,9 +229,6 @@ class Warp(Ball):
     References:
         Nguyen and Tran, *WaNet*, ICLR 2021 (the attack: a fixed smooth warp). An additive trigger cannot
         stand in for it: what a warp changes depends on the image.
-
-    A network that obeys one can be led by a warp so faint that three times as much is weak still: strong
-    ones may be as large as ``least`` of what the median class needs in any case.
     """
 
     name: ClassVar[str] = "warp"
@@ -239,9 +245,6 @@ class Warp(Ball):
 
     def decode(self, params: Params) -> Recovered:
         return Displacement(params[0])
-
-    def strong_place(self, params: Params, median: float) -> Tensor:
-        return self.place(params).clamp(min=self.least * median)
 
     def by_chance(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
         """Warps of a third of the radius and more: they move an image a little, and hide nothing of it."""
