@@ -35,7 +35,7 @@ its clean answer, in closed form. The package's default.
         against fresh ones, too
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
         forward, by half a logit at most, where a quarter of these are lost; elsewhere forward, where as many
-        are, by half at most of what triggers found afresh fail by (not where strokes stand in)
+        are, by half at most of what triggers found afresh fail by, and a logit (not where strokes stand in)
 
 It keeps AWM's min–max (recover a trigger, change the weights that react to it) and replaces its weak parts:
 
@@ -138,7 +138,9 @@ refitted if fewer would be kept …"""
 AGAIN = 2
 """… and so many times again."""
 ALLOWED = 0.5
-"""Share of what triggers found afresh fail by that their target may be set forward."""
+"""Share of what triggers found afresh fail by that their target may be set forward …"""
+FORWARD = 1.0
+"""… and by so many logits at most: images of other classes are taken for the target then, too."""
 APART = 1.5
 """A finding tells of a trigger where strong ones lead to the target by so many times the margin that they
 reach for other classes."""
@@ -547,7 +549,9 @@ class _Repair:
 
     def _handicap(self, margins: Tensor) -> float:
         """Return by how many logits the target is to be set back, below zero: forward."""
-        return handicap(margins) if self.shifts else -forward(margins, ALLOWED * self._failing())
+        return (
+            handicap(margins) if self.shifts else -forward(margins, min(FORWARD, ALLOWED * self._failing()))
+        )
 
     def _failing(self) -> float:
         """Return by how many logits fresh triggers fail at least, and noise where it tells of the target.
