@@ -549,9 +549,9 @@ class _Repair:
 
     def _handicap(self, margins: Tensor) -> float:
         """Return by how many logits the target is to be set back, below zero: forward."""
-        return (
-            handicap(margins) if self.shifts else -forward(margins, min(FORWARD, ALLOWED * self._failing()))
-        )
+        if self.shifts:
+            return handicap(margins)
+        return -forward(margins, min(FORWARD, ALLOWED * self._failing()))
 
     def _failing(self) -> float:
         """Return by how many logits fresh triggers fail at least, and noise where it tells of the target.
