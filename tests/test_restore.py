@@ -157,6 +157,7 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
         ([[9.0], [-9.0]], [1.0, 0.0], 0.96, False, True),
         ([[9.0], [-9.0], [-9.0]], [1.0, 0.0, 0.0], 0.99, False, True),
         ([[-2.0], [-3.0]], [0.6, 0.25], 0.94, False, True),
+        ([[-2.0], [-9.0]], [0.6, 0.5], 0.94, False, False),
     ],
     ids=[
         "little margin left",
@@ -179,6 +180,7 @@ def test_fields_outside_their_range_are_refused(field: dict[str, float]) -> None
         "weak, once, at a price",
         "weak, twice",
         "no margin ever, few moved",
+        "no margin ever, many moved",
     ],
 )
 def test_rounds_end_when_fresh_triggers_lost_their_force(
@@ -528,6 +530,12 @@ def test_a_target_that_triggers_inside_lead_to_is_refitted_before_it_is_set_back
     assert change.min() > 1 if lost else change.abs().max() > 0.1
 
 
+def test_a_target_without_an_image_is_not_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Repair, "give_back", lambda _: pytest.fail("nothing to refit it to"))
+    repair = repair_of(Reader(), finding(Smooth(), 2), Shifts("last", torch.zeros(1, 1), -torch.inf))
+    assert repair.set_back() == {"given_back": False, "handicap": 0.0, "target_kept": None}
+
+
 def test_a_target_without_triggers_inside_is_given_back_against_fresh_ones_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -696,6 +704,19 @@ def test_a_target_gets_its_own_images_back_and_triggered_ones_stay_below_their_a
     with shifts.entering(model, torch.zeros(6, dtype=torch.int64)):
         led = model(images)[labels < 2]
     assert (led.max(1).values - led[:, 2]).min() > 5
+
+
+def test_a_stiff_ridge_leaves_the_row_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = []
+    for ridge in (0.1, 1e6):
+        monkeypatch.setattr("unbackdoor.methods._given_back.RIDGE", ridge)
+        model, clean = Reader(), shades([4, 5])
+        model.last.bias[5] -= 40.0
+        before = model.last.weight[5].clone()
+        pool = [Smooth().decode(finding(Smooth()).params)]
+        assert give_back_(model, Reader(), "last", clean, 5, pool, None, generator(0))
+        changed.append((model.last.weight[5] - before).norm().item())
+    assert changed[1] < 1e-3 * changed[0]
 
 
 def test_a_target_without_images_or_answers_elsewhere_than_the_last_layer_is_left_as_it_is() -> None:
