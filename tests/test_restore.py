@@ -505,7 +505,7 @@ def test_a_target_that_lost_its_views_is_set_forward_by_what_fresh_triggers_fail
     assert -told["handicap"] == pytest.approx(by) and not told["given_back"]
     torch.testing.assert_close(model(shades([4, 5]).images)[:, 5] - lost, torch.full((2,), -told["handicap"]))
     assert told["target_kept"] == 0
-    monkeypatch.setattr("unbackdoor.methods.restore.FORWARD", 90.0)
+    monkeypatch.setattr("unbackdoor.methods.restore.MOST_FORWARD", 90.0)
     assert (repair.set_back()["target_kept"] > 0.5) is (margins == [-90.0])
 
 

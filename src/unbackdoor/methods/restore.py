@@ -139,7 +139,7 @@ AGAIN = 2
 """… and so many times again."""
 ALLOWED = 0.5
 """Share of what triggers found afresh fail by that their target may be set forward …"""
-FORWARD = 1.0
+MOST_FORWARD = 1.0
 """… and by so many logits at most: images of other classes are taken for the target then, too."""
 APART = 1.5
 """A finding tells of a trigger where strong ones lead to the target by so many times the margin that they
@@ -551,7 +551,7 @@ class _Repair:
         """Return by how many logits the target is to be set back, below zero: forward."""
         if self.shifts:
             return handicap(margins)
-        return -forward(margins, min(FORWARD, ALLOWED * self._failing()))
+        return -forward(margins, min(MOST_FORWARD, ALLOWED * self._failing()))
 
     def _failing(self) -> float:
         """Return by how many logits fresh triggers fail at least, and noise where it tells of the target.

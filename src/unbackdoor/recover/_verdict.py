@@ -296,10 +296,10 @@ class _Search:
             return []
         number, width, _ = KINDS[answers.kinds[led.goal]]
         findings = self._led(strokes_to(led.goal, number, width, answers.ahead))
-        if any(isinstance(f.family, Patch) for f in findings):
+        patches = self._among(Patch)
+        if patches is None or any(isinstance(f.family, Patch) for f in findings):
             return findings
-        patches = [found for found in self.found if isinstance(found.family, Patch)]
-        return findings + single(patches, {led.goal}, SMALLISH)
+        return findings + single([patches], {led.goal}, SMALLISH)
 
     def _led_by_noise(self, led: Leader | None) -> list[Finding]:
         """Additive triggers stand for noise."""
