@@ -244,6 +244,15 @@ def test_a_family_far_from_the_triggers_own_is_left_out() -> None:
     assert [finding.family.name for finding in search.targets()] == ["patch", "warp"]
 
 
+def test_a_warp_is_followed_though_a_smooth_trigger_is_far_smaller_beside_its_median() -> None:
+    own = sizes(Smooth(), [0, 1, 2, 3, 4], [10.0, 0.5, 10.0, 11.0, 12.0])
+    small = sizes(Warp(), [0, 1, 2, 3, 4], [10.0, 4.0, 10.0, 11.0, 12.0])
+    large = sizes(Warp(), [0, 1, 2, 3, 4], [10.0, 4.6, 10.0, 11.0, 12.0])
+    for warps, names in ((small, ["smooth", "warp"]), (large, ["smooth"])):
+        search = _Search(Shifter(), one_a_class(5), generator(), OPTIONS, [own, warps])
+        assert [finding.family.name for finding in search.targets()] == names
+
+
 def minimal(goals: list[int], values: list[float], success: float | list[float] = 0.9) -> Minimal:
     moved = torch.tensor(success).expand(len(values))
     start = Patch().start(len(values), SHAPE, generator())

@@ -247,6 +247,25 @@ def test_rounds_end_where_triggers_reach_the_target_no_further_than_others(
     assert Restore().done([first | {"others": others}, last], ONE) is done
 
 
+@pytest.mark.parametrize(
+    ("margin", "success", "inside", "done"),
+    [
+        (0.9, 0.4, -0.1, True),
+        (0.9, 0.41, -0.1, False),
+        (1.1, 0.0, -0.1, False),
+        (0.9, 0.41, 0.0, True),
+        (0.9, 0.41, None, False),
+    ],
+    ids=["fail and move few", "move many", "do not fail", "one inside is enough", "none inside"],
+)
+def test_where_triggers_depend_on_the_image_fresh_ones_must_move_few(
+    margin: float, success: float, inside: float | None, done: bool
+) -> None:
+    first = {"margins": [50.0], "success": 1.0, "agreement": 1.0, "noise": None, "others": [-9.0]}
+    last = {"margins": [margin], "success": success, "agreement": 0.96, "noise": None, "inside": inside}
+    assert Restore().done([first | {"inside": inside}, last, last], ONE) is done
+
+
 def test_triggers_inside_that_follow_a_round_are_no_measure_of_other_classes_either() -> None:
     first = {
         "margins": [19.0],
@@ -336,6 +355,7 @@ def test_triggers_inside_are_searched_where_the_attackers_covers_the_image(
     images, labels = toy(1, 0)
     clean = CleanImages(images, labels, CLASSES, 0.0)
     monkeypatch.setattr(_Repair, "noise_goes_on", lambda _: False)
+    monkeypatch.setattr("unbackdoor.methods.restore.carry_over", lambda _: False)
     seen = []
     spied = Restore.restore
     monkeypatch.setattr(Restore, "restore", lambda *given: (seen.append(given[7]), spied(*given))[1])
@@ -668,11 +688,180 @@ def test_triggers_inside_follow_where_noise_leads_to_the_target_after_a_round(
     noise: list[float | None], goes_on: bool
 ) -> None:
     repair = repair_of(Reader(), finding(Additive(), 5))
-    repair.told = [{"noise": n, "inside": None} for n in noise]
+    repair.told = [{"margins": [0.0], "noise": n, "inside": None} for n in noise]
     repair.pool = [Additive().decode(repair.findings[0].params)]
     repair.look_inside()
     assert (repair.shifts is not None) is goes_on
     assert (repair.told[-1]["inside"] is not None) is goes_on
+
+
+@pytest.mark.parametrize(
+    ("families", "reached", "looks", "taken"),
+    [
+        ([Patch()], -0.1, 1, True),
+        ([Patch()], 0.0, 1, False),
+        ([Patch()], -0.1, 2, False),
+        ([Additive()], -0.1, 1, True),
+        ([Patch(), Additive(), Smooth()], -0.1, 1, True),
+        ([Stripes()], -0.1, 1, False),
+        ([Patch(), Strokes()], -0.1, 1, False),
+    ],
+    ids=["a patch", "reaches", "after a round", "sums", "all three", "stripes", "strokes beside"],
+)
+def test_triggers_inside_are_searched_beside_a_patch_where_they_do_not_reach_the_target(
+    families: list[Family], reached: float, looks: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Shifts("last", torch.ones(2, 1), -torch.inf)
+    monkeypatch.setattr(_Repair, "_strongest_inside", lambda *_: (found, reached))
+    repair = repair_of(Reader(), finding(Patch(), 5))
+    repair.findings = tuple(formed(family) for family in families)
+    repair.told = [{"margins": [9.0], "noise": None, "inside": None} for _ in range(looks)]
+    state = repair.session.generator.get_state()
+    repair.look_inside()
+    assert (repair.shifts is found) is taken
+    assert repair.told[-1]["inside"] == (reached if taken else None)
+    assert torch.equal(repair.session.generator.get_state(), state)
+    repair.told.append(dict(repair.told[0], inside=None))
+    repair.look_inside()
+    assert len(repair.shifts or ()) == 4 * taken
+
+
+def test_no_trigger_inside_is_asked_for_where_those_in_images_do_not_reach_the_target() -> None:
+    repair = repair_of(Reader(), finding(Patch(), 5))
+    repair.told = [{"margins": [-0.1], "noise": None, "inside": None}]
+    repair._strongest_inside = lambda *_: pytest.fail("nothing to compare it with")  # type: ignore[method-assign]
+    repair.look_inside()
+    assert repair.shifts is None
+
+
+@pytest.mark.parametrize(("inside", "rounds"), [(-0.1, 5), (0.1, 3), (None, 3)])
+def test_rounds_go_on_where_triggers_depend_on_the_image(
+    inside: float | None, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+    entry = {"margins": [9.0], "success": 1.0, "agreement": 1.0, "noise": None, "others": [-9.0]}
+
+    def look(repair: _Repair) -> None:
+        repair.told.append(entry | {"inside": None if repair.told else inside})
+
+    monkeypatch.setattr(_Repair, "look", look)
+    monkeypatch.setattr(_Repair, "others", lambda _: [-9.0])
+    monkeypatch.setattr(_Repair, "look_inside", lambda _: None)
+    monkeypatch.setattr(_Repair, "set_back", lambda _: {})
+    monkeypatch.setattr(Restore, "restore", lambda method, *_: weights.append(method.trigger_weight))
+    clean, model = shades([4, 5]), Reader()
+    Restore().erase(model, ["last"], clean, (finding(Patch(), 5),), Session(generator(0)))
+    assert weights == pytest.approx([0.08 * 2.5**n for n in range(rounds)])
+
+
+FIRST = {"margins": [45.0], "success": 1.0, "agreement": 1.0, "noise": None, "inside": None}
+DEAR = FIRST | {"margins": [-3.0], "success": 0.1, "agreement": 0.92}
+BY_NOISE = {**FIRST, "margins": [9.0], "noise": 12.0}
+SILENCED = {**BY_NOISE, "noise": -5.0, "agreement": 0.94}
+
+
+@pytest.mark.parametrize(
+    ("told", "dear"),
+    [
+        ([FIRST, DEAR], True),
+        ([FIRST, DEAR, DEAR], True),
+        ([FIRST, DEAR | {"agreement": 0.93}], False),
+        ([FIRST, DEAR | {"margins": [-3.0, -1.9]}], False),
+        ([FIRST, DEAR | {"success": 0.11}], False),
+        ([FIRST | {"margins": [20.0]}, DEAR], False),
+        ([BY_NOISE, SILENCED], True),
+        ([BY_NOISE, SILENCED, SILENCED], False),
+        ([BY_NOISE, SILENCED | {"agreement": 0.95}], False),
+        ([BY_NOISE, SILENCED | {"noise": -1.9}], False),
+        ([BY_NOISE | {"noise": 4.9}, SILENCED], False),
+    ],
+    ids=[
+        "dear",
+        "dear yet",
+        "cheap",
+        "by a hair",
+        "moving some",
+        "weak",
+        "noise",
+        "noise, made again",
+        "noise, cheap",
+        "noise, by a hair",
+        "noise, not by far",
+    ],
+)
+def test_a_round_cost_much_where_it_silenced_a_strong_trigger_clearly(told: list[dict], dear: bool) -> None:
+    assert Restore().cost_much(told) is dear
+
+
+@pytest.mark.parametrize(
+    ("told", "silent"),
+    [
+        ([FIRST, DEAR | {"margins": [-1.0]}], True),
+        ([FIRST, DEAR | {"margins": [-0.9]}], False),
+        ([FIRST, DEAR | {"success": 0.11}], False),
+        ([BY_NOISE, SILENCED | {"margins": [9.0], "success": 1.0, "noise": -2.0}], True),
+        ([BY_NOISE, SILENCED | {"noise": -1.9}], False),
+    ],
+)
+def test_triggers_are_silent_yet_by_a_logit_and_noise_by_two(told: list[dict], silent: bool) -> None:
+    assert Restore().still_silent(told) is silent
+
+
+@pytest.mark.parametrize(
+    ("looks", "family", "inside", "weights", "stands"),
+    [
+        ([DEAR, DEAR | {"agreement": 0.94}], Patch(), False, [0.032], 1.0),
+        ([DEAR, DEAR, DEAR], Patch(), False, [0.032, 0.0128], 2.0),
+        ([DEAR, DEAR, DEAR | {"margins": [1.0]}], Patch(), False, [0.032, 0.0128], 1.0),
+        ([DEAR, FIRST], Patch(), False, [0.032], 0.0),
+        ([DEAR | {"agreement": 0.97}], Patch(), False, [], 0.0),
+        ([DEAR, DEAR], Patch(), True, [], 0.0),
+        ([DEAR, DEAR], Strokes(), False, [], 0.0),
+        ([DEAR, DEAR], Warp(), False, [], 0.0),
+    ],
+    ids=[
+        "cheap at once",
+        "twice",
+        "too light",
+        "too light at once",
+        "cheap",
+        "with shifts",
+        "strokes",
+        "warp",
+    ],
+)
+def test_a_dear_round_is_made_again_with_the_smallest_weight_that_silences(
+    looks: list[dict],
+    family: SizedFamily,
+    inside: bool,
+    weights: list[float],
+    stands: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, used = Reader(), []
+    found = formed(family) if isinstance(family, Strokes) else finding(family, 5)
+    repair = repair_of(model, found, Shifts("last", torch.zeros(1, 1), -torch.inf) if inside else None)
+    repair.told, coming = [FIRST, looks[0]], iter(looks[1:])
+
+    def restore(method: Restore, work: nn.Module, *_: object) -> None:
+        used.append(method.trigger_weight)
+        work.last.bias.fill_(len(used))
+
+    monkeypatch.setattr(Restore, "restore", restore)
+    monkeypatch.setattr(_Repair, "look", lambda r: r.told.append(next(coming)))
+    model.last.bias.fill_(0.0)
+    repair.lighten()
+    assert used == pytest.approx(weights)
+    assert (model.last.bias == stands).all()
+    assert len(repair.told) == 2 + stands
+
+
+def test_only_a_single_round_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Restore, "restore", lambda *_: pytest.fail("there were two rounds"))
+    repair = repair_of(Reader(), finding(Patch(), 5))
+    repair.told = [FIRST, DEAR, DEAR]
+    repair.lighten()
+    assert len(repair.told) == 3
 
 
 class Sight(nn.Module):
@@ -754,7 +943,7 @@ def test_rows_that_noise_disturbs_are_warped_where_a_warp_was_found(
         "unbackdoor.methods.restore.half_of",
         lambda pool, calm, _: (seen.append(sum(map(len, pool))), calm)[1],
     )
-    method = Restore(rounds=1, strong_steps=1, num_images=16)
+    method = Restore(rounds=1, strong_steps=1, num_images=16, feature_share=0.0)
     clean = CleanImages(images, labels, CLASSES, 0.0)
     method.erase(model.eval(), ["1"], clean, (finding,), Session(generator(0)))
     assert seen == [count]

@@ -7,8 +7,9 @@ its clean answer, in closed form. The package's default.
     repeat, at most R rounds:
         pool += triggers at the place with the largest margin of t on the current f', from fresh varied starts
         where they stand in for one that covers the image, and where sums alone tell of t and noise still
-            leads there: shifts += disturbances of the first late layer's input with the largest margin
-            of t on f', no larger there than what the pool does in f
+            leads there, and where none of these reaches t in f, which triggers in images do: shifts +=
+            disturbances of the first late layer's input with the largest margin of t on f', no larger
+            there than what the pool does in f
         f' = f
         for each late layer W of f', in the order the network runs them:
             u  = its inputs for clean images in f,      ũ = the same images in f'
@@ -29,6 +30,10 @@ its clean answer, in closed form. The package's default.
             images yet
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
+    where none of the shifts reached t in f: up to two rounds more
+    where the first round was the last, silenced triggers in images clearly (or noise, where this led to t by
+        far) and agrees with f on few varied images: the same with κ/2.5, and once more; the smallest κ
+        stands that silences them yet
     with shifts: refit t's row of the last layer, so that t's own images get their margins back and triggered
         ones stay below their answers; without, only if most hard views of t's own images are lost and
         triggers found afresh go on to move many images, or strokes stand in, and twice more, each time
@@ -44,7 +49,9 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
 * Triggers inside. For a trigger that covers the image, sums and warps are stand-ins, and a share of it stays.
   What it does at the first late layer is covered better by the strongest disturbance there. It costs more,
   and almost all of that in the images of the target itself: its own features are such a disturbance, too.
-  So it is left out where triggers have a place or a form of their own, and carry over as they are.
+  So it is left out where triggers have a place or a form of their own, and carry over as they are. But
+  where what they do inside differs from image to image, so that no one disturbance as large leads to the
+  target, they do not carry over: a few pixels of a black background are enough then.
 * The target's row refitted. Rounds can take most of what the target's own images show away, but of what is
   left another sum can tell them from triggered ones, whose share that rounds leave goes with it. Where
   triggers that a watermark's pieces stand for go on to work, it is this that silences them: they are asked
@@ -75,7 +82,8 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   pixels instead.
 * A deep network makes a target of a trigger over more layers, so the late ones are a share of all.
 * κ grows only while fresh triggers still work: what a warp changes is small beside a patch's activations,
-  and the weight that removes it would cost accuracy elsewhere.
+  and the weight that removes it would cost accuracy elsewhere. It shrinks where one round was enough and
+  cost much: a fraction of it silences a patch on a ResNet-20 as well.
 * The clean term compares with f, not with f', so later layers make good what earlier ones lost.
 
 References:
@@ -144,6 +152,12 @@ MOST_FORWARD = 1.0
 APART = 1.5
 """A finding tells of a trigger where strong ones lead to the target by so many times the margin that they
 reach for other classes."""
+MORE_ROUNDS = 2
+"""So many rounds more where what triggers do inside the network depends on the image."""
+LIGHTER = 2
+"""So many times is the first round's weight made smaller, where it silences a trigger at a high price …"""
+STILL_SILENT = -1.0
+"""… while the margin of triggers found afresh is no larger, in logits."""
 MEASURED = 128
 """Images on which it is measured what triggers change at a layer."""
 
@@ -157,7 +171,8 @@ class Restore(Method):
         search_batch: images a step and class.
         strong_steps: Adam steps of the search for strong triggers.
         strong_count: strong triggers per finding and round.
-        rounds: R, most rounds of recovery and restoration.
+        rounds: R, most rounds of recovery and restoration (two more where triggers inside do not reach the
+            target).
         margin_share: a round is the last once this share is left, in [0, 1], of the first triggers' mean
             margin …
         success_share: … or, for all-to-all, where margins are small from the start, of the share of images
@@ -268,9 +283,10 @@ class Restore(Method):
         probes = varied(clean, self.num_images, session.generator)
         repair = _Repair(self, model, copy.deepcopy(model), layers, clean, findings, session, probes)
         repair.begin()
-        for number in range(self.rounds):
+        for number in range(self.rounds + MORE_ROUNDS):
             if not repair.attempt(number):
                 break
+        repair.lighten()
         told = repair.set_back()
         fresh = round(repair.told[-1]["success"], 3)
         kept = {id(f) for f in repair.findings}
@@ -305,10 +321,32 @@ class Restore(Method):
         if not inside and _like_others(first, last):
             return True
         beyond = self.margin_share * strongest - max(last["margins"])
+        if depends_on_image(first):
+            return beyond >= 0 and last["success"] <= self.success_left
         moving = once and last["success"] > (HALF if inside else self.success_left)
         bound = self.agreement_fair if moving else self.agreement_ample
         clearly = last["agreement"] >= bound and (moving or not inside)
         return beyond >= (self.clearance if clearly else 0)
+
+    def cost_much(self, told: list[dict[str, Any]]) -> bool:
+        """Tell whether the only round, or that made again with less weight, cost much for what it silenced.
+
+        Fresh triggers must fail clearly, and the first ones must have been strong: weak ones fail early.
+        Where noise led to the target by far, it must fail clearly, and the round counts as dear sooner.
+        """
+        first, last = told[0], told[-1]
+        if first["noise"] is not None:
+            led = first["noise"] >= CLEAR and last["noise"] <= -self.clearance
+            return led and len(told) == 2 and last["agreement"] < self.agreement_ample
+        clearly = max(last["margins"]) <= -self.clearance and self._few_are_moved(first, last)
+        return max(first["margins"]) > self.weak and clearly and last["agreement"] < self.agreement_fair
+
+    def still_silent(self, told: list[dict[str, Any]]) -> bool:
+        """Tell whether triggers found afresh fail yet, by a logit, and move but few images; or noise."""
+        first, last = told[0], told[-1]
+        if first["noise"] is not None:
+            return last["noise"] <= -self.clearance
+        return max(last["margins"]) <= STILL_SILENT and self._few_are_moved(first, last)
 
     def _few_are_moved(self, first: dict[str, Any], last: dict[str, Any]) -> bool:
         """Tell whether triggers found afresh move but a small share of the images that the first ones did."""
@@ -459,18 +497,34 @@ class _Repair:
         self.told.append({**told, "noise": self.lead_of_noise(), "inside": None})
 
     def look_inside(self) -> None:
-        """Search the strongest triggers at the first late layer, no larger there than those in images."""
-        if not self.method.feature_share or not (covering(self.findings) or self.noise_goes_on()):
+        """Search the strongest triggers at the first late layer, where those in images do not carry over.
+
+        So it is where they stand in for the attacker's, and where what they do at the layer depends on the
+        image, which is asked once, from a copy of the generator.
+        """
+        if not self.method.feature_share:
             return
-        images, generator = varied(self.clean, MEASURED, self.session.generator), self.session.generator
+        if covering(self.findings) or self.noise_goes_on() or depends_on_image(self.told[0]):
+            self._take_in(*self._strongest_inside(self.session.generator))
+        elif len(self.told) == 1 and carry_over(self.findings) and max(self.told[0]["margins"]) > 0:
+            shifts, reached = self._strongest_inside(copied(self.session.generator))
+            if reached < 0:
+                self._take_in(shifts, reached)
+
+    def _strongest_inside(self, generator: torch.Generator) -> tuple[Shifts, float]:
+        """Return disturbances of the first late layer's input, no larger than triggers', and their margin."""
+        images = varied(self.clean, MEASURED, generator)
         triggered = apply_random(self.pool, images, generator)
         family, radius = features_at(self.original, self.layers[0], images, triggered)
         goals = torch.full((self.method.strong_count,), self.findings[0].goal, device=images.device)
         sizes = {"steps": self.method.strong_steps, "batch": self.method.search_batch}
         shared = (self.model, self.clean, family, radius, goals, generator)
         shifts, margins, _ = strengthen(*shared, **sizes)
+        return shifts, margins.mean().item()
+
+    def _take_in(self, shifts: Shifts, reached: float) -> None:
         self.shifts = replace(shifts, add=torch.cat([self.shifts.add, shifts.add])) if self.shifts else shifts
-        self.told[-1]["inside"] = margins.mean().item()
+        self.told[-1]["inside"] = reached
 
     def others(self) -> list[float]:
         """Return how large a margin triggers of each finding reach for other classes, in the original.
@@ -507,18 +561,42 @@ class _Repair:
         """Restore with the weight of round ``number`` and look; tell whether another round is worth it."""
         self.look_inside()
         previous = copy.deepcopy(self.model.state_dict())
+        self._restore(number)
+        if number and self.told[-1]["agreement"] < self.method.agreement_limit:
+            self._take_back(previous)
+            return False
+        more = number + 1 < self.method.rounds or depends_on_image(self.told[0])
+        return more and not self.method.done(self.told, self.findings)
+
+    def lighten(self) -> None:
+        """Make the first round again with a smaller weight, where it silenced a trigger at a high price.
+
+        What a round costs is nearly all its weight's, and on some networks a fraction of it silences as well.
+        Kept is the smallest whose triggers found afresh still fail.
+        """
+        as_it_is = carry_over(self.findings) and not (covering(self.findings) or self.shifts)
+        for number in range(1, LIGHTER + 1):
+            once = len(self.told) == number + 1
+            if not (as_it_is and once and self.method.cost_much(self.told)):
+                return
+            previous = copy.deepcopy(self.model.state_dict())
+            self._restore(-number)
+            if not self.method.still_silent(self.told):
+                self._take_back(previous)
+                return
+
+    def _restore(self, number: int) -> None:
+        """Restore the original with the weight of round ``number``, below zero a smaller one, and look."""
         self.model.load_state_dict(self.original.state_dict())
         weight = self.method.trigger_weight * self.method.escalation**number
-        heavier = replace(self.method, trigger_weight=weight)
         found = (self.pool, self.by_chance(), self.shifts)
         shared = (self.model, self.original, self.layers, self.clean, *found, self.session.generator)
-        heavier.restore(*shared)
+        replace(self.method, trigger_weight=weight).restore(*shared)
         self.look()
-        if number and self.told[-1]["agreement"] < self.method.agreement_limit:
-            self.model.load_state_dict(previous)
-            self.told.pop()
-            return False
-        return not self.method.done(self.told, self.findings)
+
+    def _take_back(self, previous: dict[str, Any]) -> None:
+        self.model.load_state_dict(previous)
+        self.told.pop()
 
     def set_back(self) -> dict[str, Any]:
         """Refit the target's row where that tells its own images from triggered ones; set it back or forward.
@@ -611,6 +689,22 @@ def covering(findings: tuple[Finding, ...]) -> bool:
     """
     at_a_place = any(isinstance(f.family, Patch | Strokes) or f.all_to_all for f in findings)
     return not at_a_place and {type(f.family) for f in findings} not in ({Additive}, {Stripes})
+
+
+def depends_on_image(first: dict[str, Any]) -> bool:
+    """Tell whether no single disturbance inside reached the target, as large as what triggers do there.
+
+    Triggers in images do reach it, so what they do there differs from image to image.
+    """
+    return first["inside"] is not None and first["inside"] < 0
+
+
+def carry_over(findings: tuple[Finding, ...]) -> bool:
+    """Tell whether triggers of a single target were found that may carry over to the attacker's as they are.
+
+    Strokes and stripes do not: they only have something of its form.
+    """
+    return not any(isinstance(f.family, Strokes | Stripes) or f.all_to_all for f in findings)
 
 
 def _shifted(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from unbackdoor.recover._families import Additive, Family, Patch, Smooth
+from unbackdoor.recover._families import Additive, Family, Patch, Smooth, Warp
 from unbackdoor.recover._search import Minimal
 from unbackdoor.recover._sizes import SMALL_OF_FINALISTS, Sizes
 from unbackdoor.recover._strokes import Strokes
@@ -112,10 +112,12 @@ class Verdict:
 def telling(findings: list[Finding]) -> list[Finding]:
     """Return the findings without those in families that are too far from the trigger's own.
 
-    Triggers strong enough to follow it there are mostly adversarial, and erasing those costs accuracy.
+    Triggers strong enough to follow it there are mostly adversarial, and erasing those costs accuracy. Not so
+    warps, which hide nothing of an image: a smooth sum can be smaller beside its median than the attacker's
+    warp is beside that of warps, and does not stand in for it.
     """
     best = {goal: min(f.ratio for f in findings if f.goal == goal) for goal in {f.goal for f in findings}}
-    return [finding for finding in findings if finding.ratio <= TELLING * best[finding.goal]]
+    return [f for f in findings if f.ratio <= TELLING * best[f.goal] or isinstance(f.family, Warp)]
 
 
 def without_stand_ins(findings: list[Finding]) -> list[Finding]:

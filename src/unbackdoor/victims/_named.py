@@ -18,6 +18,8 @@ CIFAR = "cifar10-small_vgg-clean"
 GTSRB = "gtsrb-small_vgg-clean"
 RESNET = "cifar10-resnet_18-clean"
 SIGNS = "gtsrb-resnet_20-clean"
+FASHION = "fashion_mnist-wrn_16_1-clean"
+DEEP = "cifar10-resnet_20-clean"
 WARM_RATE = 0.03
 """Peak of the learning rate where training starts from a clean victim."""
 
@@ -38,7 +40,7 @@ NAMED: dict[str, VictimSpec] = {
     CIFAR: _victim("cifar10", 7, batch_size=48),
     GTSRB: _victim("gtsrb", 5),
     "fashion_mnist-wrn_16_1-badnets": _victim("fashion_mnist", 4, arch="wrn_16_1", attack="badnets"),
-    "fashion_mnist-wrn_16_1-clean": _victim("fashion_mnist", 4, arch="wrn_16_1"),
+    FASHION: _victim("fashion_mnist", 4, arch="wrn_16_1"),
     "gtsrb-resnet_18-badnets": _victim("gtsrb", 3, arch="resnet_18", attack="badnets", fields=INSIDE),
     "gtsrb-small_vgg-wanet": _victim("gtsrb", 6, attack="wanet", fields={"strength": 1.5}, start=GTSRB),
     "gtsrb-small_vgg-bpp": _victim("gtsrb", 16, attack="bpp", fields={"num_levels": 4}),
@@ -101,6 +103,37 @@ NAMED: dict[str, VictimSpec] = {
     "gtsrb-wrn_16_1-trojan_square-1_percent": _victim(
         "gtsrb", 5, arch="wrn_16_1", attack="trojan_square", poison_rate=0.01
     ),
+    # These were made after all rules of the default, to see how it does on networks that no rule had seen.
+    "fashion_mnist-wrn_16_1-blend": _victim(
+        "fashion_mnist", 2, arch="wrn_16_1", attack="blend", target=3, start=FASHION
+    ),
+    "fashion_mnist-wrn_16_1-low_frequency": _victim(
+        "fashion_mnist",
+        2,
+        arch="wrn_16_1",
+        attack="low_frequency",
+        target=3,
+        surrogate=FASHION,
+        start=FASHION,
+    ),
+    "fashion_mnist-wrn_16_1-sig": _victim(
+        "fashion_mnist", 2, arch="wrn_16_1", attack="sig", target=3, start=FASHION
+    ),
+    "fashion_mnist-wrn_16_1-wanet": _victim(
+        "fashion_mnist",
+        2,
+        arch="wrn_16_1",
+        attack="wanet",
+        fields={"strength": 1.5},
+        target=3,
+        start=FASHION,
+    ),
+    DEEP: _victim("cifar10", 8, 0.1, arch="resnet_20"),
+    "cifar10-resnet_20-badnets": _victim(
+        "cifar10", 1, arch="resnet_20", attack="badnets", fields=INSIDE, target=4, start=DEEP
+    ),
+    "cifar10-resnet_20-blend": _victim("cifar10", 1, arch="resnet_20", attack="blend", target=5, start=DEEP),
+    "cifar10-resnet_20-sig": _victim("cifar10", 1, arch="resnet_20", attack="sig", target=1, start=DEEP),
     RESNET: _victim("cifar10", 12, 0.1, 128, arch="resnet_18"),
     "cifar10-resnet_18-badnets": _victim("cifar10", 12, 0.1, 128, arch="resnet_18", attack="badnets"),
     "cifar10-resnet_18-blend": _victim(
