@@ -25,7 +25,11 @@ from unbackdoor.recover import Recovered, Shifts, apply_random
 IMAGES, VIEWS = 512, 256
 """Varied images with and without triggers; varied images of the target, and those with triggers inside."""
 OWN = 0.3
-"""Weight of the target's images beside that of all, and that of triggered ones."""
+"""Weight of the target's images beside that of all …"""
+TRIGGERED = 0.3
+"""… and that of triggered ones where some are triggered inside: these are strong, and with the weight of all
+they take from the target what its other images show. Elsewhere they weigh as much as all: it is this row that
+silences what rounds have left working."""
 BELOW = 2.0
 """Logits by which the target stays below the answer under a trigger, at least."""
 RIDGE = 0.1
@@ -70,7 +74,8 @@ def give_back_(
     strong = torch.cat([led, of(bare, lambda net: shifts.entering(net, pick))]) if shifts else led
     wanted = _best_other(mine @ weight.T, target) + lead(original(views), target)
     below = (strong @ weight[target]).minimum(_best_other(strong @ weight.T, target) - BELOW)
-    terms = [(plain, plain @ weight[target], 1.0), (mine, wanted, OWN), (strong, below, 1.0)]
+    against = TRIGGERED if shifts else 1.0
+    terms = [(plain, plain @ weight[target], 1.0), (mine, wanted, OWN), (strong, below, against)]
     add_to_weight_(last, _row_change(weight, target, terms))
     return True
 
