@@ -482,7 +482,7 @@ def test_only_a_target_that_triggers_inside_lead_to_is_set_back(monkeypatch: pyt
     for name, shifts in {"inside": Shifts("last", torch.zeros(1, 1), -torch.inf), "none": None}.items():
         model = Reader()
         repair = repair_of(model, finding(Smooth(), 5), shifts)
-        repair.told = [{"success": 1.0, "margins": [9.0], "noise": None}]
+        repair.told = [{"success": 1.0, "margins": [9.0], "noise": None, "inside": 9.0 if shifts else None}]
         told[name] = repair.set_back()
         assert (model(images := shades([4, 5]).images) == Reader()(images)).all().item() is (name == "none")
     assert told["inside"]["handicap"] > 0 == told["none"]["handicap"]
@@ -544,8 +544,9 @@ def test_a_target_that_triggers_inside_lead_to_is_refitted_before_it_is_set_back
     before = model(shades([4, 5]).images)[:, 5]
     shifts = Shifts("last", torch.zeros(1, 1), -torch.inf)
     repair = repair_of(model, finding(Smooth(), 5), shifts)
+    repair.told = [{"inside": 9.0}]
     told = repair.set_back()
-    assert told["given_back"] and given == [shifts] and not repair.told
+    assert told["given_back"] and given == [shifts] and len(repair.told) == 1
     change = model(shades([4, 5]).images)[:, 5] - before
     assert change.min() > 1 if lost else change.abs().max() > 0.1
 
@@ -754,6 +755,27 @@ def test_rounds_go_on_where_triggers_depend_on_the_image(
     assert weights == pytest.approx([0.08 * 2.5**n for n in range(rounds)])
 
 
+def test_the_weight_is_made_smaller_after_the_rounds_and_before_the_target_is_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[str] = []
+    for name, told in {"begin": None, "attempt": False, "lighten": None, "set_back": {}}.items():
+        tell = lambda *_, name=name, told=told: (made.append(name), told)[1]  # noqa: E731
+        monkeypatch.setattr(_Repair, name, tell)
+    clean, session = shades([4, 5]), Session(generator(0))
+    with pytest.raises(IndexError):  # nothing was looked at
+        Restore().erase(Reader(), ["last"], clean, (finding(Patch(), 5),), session)
+    assert made == ["begin", "attempt", "lighten", "set_back"]
+
+
+def test_what_is_inside_is_asked_from_a_copy_of_the_generator() -> None:
+    repair = repair_of(Reader(), finding(Patch(), 5))
+    repair.told = [{"margins": [9.0], "noise": None, "inside": None}]
+    state = repair.session.generator.get_state()
+    repair.look_inside()
+    assert torch.equal(repair.session.generator.get_state(), state)
+
+
 FIRST = {"margins": [45.0], "success": 1.0, "agreement": 1.0, "noise": None, "inside": None}
 DEAR = FIRST | {"margins": [-3.0], "success": 0.1, "agreement": 0.92}
 BY_NOISE = {**FIRST, "margins": [9.0], "noise": 12.0}
@@ -906,6 +928,35 @@ def test_a_stiff_ridge_leaves_the_row_as_it_is(monkeypatch: pytest.MonkeyPatch) 
         assert give_back_(model, Reader(), "last", clean, 5, pool, None, generator(0))
         changed.append((model.last.weight[5] - before).norm().item())
     assert changed[1] < 1e-3 * changed[0]
+
+
+def test_triggered_rows_weigh_as_they_are_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = []
+
+    def spied(weight: torch.Tensor, target: int, terms: list[tuple]) -> torch.Tensor:
+        weights.append([w for *_, w in terms])
+        return torch.zeros_like(weight)
+
+    monkeypatch.setattr("unbackdoor.methods._given_back._row_change", spied)
+    pool = [Smooth().decode(finding(Smooth()).params)]
+    given = (Reader(), Reader(), "last", shades([4, 5]), 5, pool, None, generator(0))
+    assert give_back_(*given) and give_back_(*given, against=0.2)
+    assert weights == [[1.0, 0.3, 1.0], [1.0, 0.3, 0.2]]
+
+
+@pytest.mark.parametrize(("inside", "against"), [(9.0, 0.3), (-0.1, 1.0), (None, 1.0)])
+def test_triggered_rows_weigh_less_where_triggers_inside_were_withstood(
+    inside: float | None, against: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: list[float] = []
+    given = lambda *given: weights.append(given[-1]) is None  # noqa: E731
+    monkeypatch.setattr("unbackdoor.methods.restore.give_back_", given)
+    monkeypatch.setattr("unbackdoor.methods.restore.AGAIN", 0)
+    shifts = None if inside is None else Shifts("last", torch.zeros(1, 1), -torch.inf)
+    repair = repair_of(Reader(), finding(Smooth(), 5), shifts)
+    repair.told = [{"inside": inside}]
+    assert repair.give_back()
+    assert weights == [against]
 
 
 def test_a_target_without_images_or_answers_elsewhere_than_the_last_layer_is_left_as_it_is() -> None:

@@ -25,11 +25,7 @@ from unbackdoor.recover import Recovered, Shifts, apply_random
 IMAGES, VIEWS = 512, 256
 """Varied images with and without triggers; varied images of the target, and those with triggers inside."""
 OWN = 0.3
-"""Weight of the target's images beside that of all …"""
-TRIGGERED = 0.3
-"""… and that of triggered ones where some are triggered inside: these are strong, and with the weight of all
-they take from the target what its other images show. Elsewhere they weigh as much as all: it is this row that
-silences what rounds have left working."""
+"""Weight of the target's images beside that of all."""
 BELOW = 2.0
 """Logits by which the target stays below the answer under a trigger, at least."""
 RIDGE = 0.1
@@ -47,6 +43,7 @@ def give_back_(
     pool: list[Recovered],
     shifts: Shifts | None,
     generator: torch.Generator,
+    against: float = 1.0,
 ) -> bool:
     """Refit the target's row of the last layer, in place, by ridge regression; tell whether it was.
 
@@ -58,6 +55,7 @@ def give_back_(
     Args:
         model, original: the repaired network and the one before, in eval mode; layer: the last layer's name.
         clean: images (N, C, H, W) with labels (N,), N at least 1; target: the class, found by ``examine``.
+        against: weight of triggered images beside that of all.
     """
     images, beside, bare = (varied(clean, n, generator) for n in (IMAGES, IMAGES, VIEWS))
     views = _own_views(original, clean, target, generator)
@@ -74,7 +72,6 @@ def give_back_(
     strong = torch.cat([led, of(bare, lambda net: shifts.entering(net, pick))]) if shifts else led
     wanted = _best_other(mine @ weight.T, target) + lead(original(views), target)
     below = (strong @ weight[target]).minimum(_best_other(strong @ weight.T, target) - BELOW)
-    against = TRIGGERED if shifts else 1.0
     terms = [(plain, plain @ weight[target], 1.0), (mine, wanted, OWN), (strong, below, against)]
     add_to_weight_(last, _row_change(weight, target, terms))
     return True

@@ -145,6 +145,10 @@ FEW_KEPT = 0.5
 refitted if fewer would be kept …"""
 AGAIN = 2
 """… and so many times again."""
+AGAINST = 0.3
+"""Weight of triggered images in the refitted row where triggers inside were withstood: these are strong, and
+with the weight of all images they take from the target what its own show. Elsewhere that row is to silence
+what rounds have left working, and triggered images weigh as much as all."""
 ALLOWED = 0.5
 """Share of what triggers found afresh fail by that their target may be set forward …"""
 MOST_FORWARD = 1.0
@@ -649,7 +653,8 @@ class _Repair:
         what its first row is deaf to, the next has to be deaf to, too.
         """
         shared = (self.model, self.original, self.layers[-1], self.clean, self.findings[0].goal)
-        given = give_back_(*shared, self.pool, self.shifts, self.session.generator)
+        against = AGAINST if self.shifts and not depends_on_image(self.told[0]) else 1.0
+        given = give_back_(*shared, self.pool, self.shifts, self.session.generator, against)
         for _ in range(AGAIN if given and not self.shifts else 0):
             self.look()
             give_back_(*shared, self.pool, self.shifts, self.session.generator)
