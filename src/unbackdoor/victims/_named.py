@@ -103,7 +103,7 @@ NAMED: dict[str, VictimSpec] = {
     "gtsrb-wrn_16_1-trojan_square-1_percent": _victim(
         "gtsrb", 5, arch="wrn_16_1", attack="trojan_square", poison_rate=0.01
     ),
-    # These were made after all rules of the default, to see how it does on networks that no rule had seen.
+    # Made to see how the default does on networks that none of its rules had seen.
     "fashion_mnist-wrn_16_1-blend": _victim(
         "fashion_mnist", 2, arch="wrn_16_1", attack="blend", target=3, start=FASHION
     ),
