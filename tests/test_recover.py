@@ -34,7 +34,7 @@ from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises, noisy
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
-from unbackdoor.recover._stripes import _first_upright, leading_stripes
+from unbackdoor.recover._stripes import _first, _first_upright, leading_stripes
 from unbackdoor.recover._strokes import (
     KINDS,
     draw_strokes,
@@ -447,6 +447,19 @@ def test_upright_stripes_are_told_beside_slanted_ones_for_another_class(
     findings = _Search(model, clean, generator(), OPTIONS).stripes()
     assert [finding.goal for finding in findings] == goals
     assert all(f.family.place(f.params).abs().tolist() == [0.0, 3.0] for f in findings)
+
+
+@pytest.mark.parametrize(
+    ("coarse", "found"),
+    [([1.0, 9.0, 3.0], True), ([1.0, 7.5, 3.0], False), ([1.0, -4.0, -9.0], False), ([9.0, 1.0, 3.0], False)],
+    ids=["they lead as well", "by few logits", "to none", "to another one"],
+)
+def test_a_class_that_fine_stripes_lead_to_has_to_be_led_to_by_coarse_ones(
+    coarse: list[float], found: bool
+) -> None:
+    led = _first(torch.tensor([0.0, 12.0, 3.0]), torch.tensor(coarse), 1.0)
+    assert (led is not None) is found
+    assert led is None or led == Leader(1, 4.0)
 
 
 def test_upright_stripes_that_hardly_move_images_tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

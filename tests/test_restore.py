@@ -544,7 +544,7 @@ def test_a_target_that_triggers_inside_lead_to_is_refitted_before_it_is_set_back
     before = model(shades([4, 5]).images)[:, 5]
     shifts = Shifts("last", torch.zeros(1, 1), -torch.inf)
     repair = repair_of(model, finding(Smooth(), 5), shifts)
-    repair.told = [{"inside": 9.0}]
+    repair.told = [{"inside": 9.0, "success": 0.0}]
     told = repair.set_back()
     assert told["given_back"] and given == [shifts] and len(repair.told) == 1
     change = model(shades([4, 5]).images)[:, 5] - before
@@ -944,9 +944,13 @@ def test_triggered_rows_weigh_as_they_are_told_to(monkeypatch: pytest.MonkeyPatc
     assert weights == [[1.0, 0.3, 1.0], [1.0, 0.3, 0.2]]
 
 
-@pytest.mark.parametrize(("inside", "against"), [(9.0, 0.3), (-0.1, 1.0), (None, 1.0)])
+@pytest.mark.parametrize(
+    ("inside", "success", "against"),
+    [(9.0, 0.5, 0.3), (9.0, 0.51, 1.0), (-0.1, 0.0, 1.0), (None, 0.0, 1.0)],
+    ids=["withstood", "working yet", "they depend on the image", "none inside"],
+)
 def test_triggered_rows_weigh_less_where_triggers_inside_were_withstood(
-    inside: float | None, against: float, monkeypatch: pytest.MonkeyPatch
+    inside: float | None, success: float, against: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights: list[float] = []
     given = lambda *given: weights.append(given[-1]) is None  # noqa: E731
@@ -954,7 +958,7 @@ def test_triggered_rows_weigh_less_where_triggers_inside_were_withstood(
     monkeypatch.setattr("unbackdoor.methods.restore.AGAIN", 0)
     shifts = None if inside is None else Shifts("last", torch.zeros(1, 1), -torch.inf)
     repair = repair_of(Reader(), finding(Smooth(), 5), shifts)
-    repair.told = [{"inside": inside}]
+    repair.told = [{"inside": inside}, {"inside": None, "success": success}]
     assert repair.give_back()
     assert weights == [against]
 

@@ -139,14 +139,15 @@ TOGETHER = 4
 BY_CHANCE = 64
 """Triggers as chance makes them, a finding."""
 HALF = 0.5
-"""Share of the images that fresh triggers may move after a first round with triggers inside the network."""
+"""Share of the images that fresh triggers may move after a first round with triggers inside the network, and
+where the target's row is refitted gently."""
 FEW_KEPT = 0.5
 """Share of the target's hard views; where no triggers inside the network tell what to withstand, its row is
 refitted if fewer would be kept …"""
 AGAIN = 2
 """… and so many times again."""
 AGAINST = 0.3
-"""Weight of triggered images in the refitted row where triggers inside were withstood: these are strong, and
+"""Weight of triggered images in the refitted row where rounds silenced triggers inside: these are strong, and
 with the weight of all images they take from the target what its own show. Elsewhere that row is to silence
 what rounds have left working, and triggered images weigh as much as all."""
 ALLOWED = 0.5
@@ -653,7 +654,8 @@ class _Repair:
         what its first row is deaf to, the next has to be deaf to, too.
         """
         shared = (self.model, self.original, self.layers[-1], self.clean, self.findings[0].goal)
-        against = AGAINST if self.shifts and not depends_on_image(self.told[0]) else 1.0
+        withstood = self.shifts and not depends_on_image(self.told[0]) and self.told[-1]["success"] <= HALF
+        against = AGAINST if withstood else 1.0
         given = give_back_(*shared, self.pool, self.shifts, self.session.generator, against)
         for _ in range(AGAIN if given and not self.shifts else 0):
             self.look()
