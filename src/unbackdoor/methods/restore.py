@@ -35,9 +35,9 @@ its clean answer, in closed form. The package's default.
         far) and agrees with f on few varied images: the same with κ/2.5, and once more; the smallest κ
         stands that silences them yet
     with shifts: refit t's row of the last layer, so that t's own images get their margins back and triggered
-        ones stay below their answers; without, only if most hard views of t's own images are lost and
-        triggers found afresh go on to move many images, or strokes stand in, and twice more, each time
-        against fresh ones, too
+        ones (which weigh less if the rounds silenced them) stay below their answers; without, only if most
+        hard views of t's own images are lost and triggers found afresh go on to move many images, or strokes
+        stand in, and twice more, each time against fresh ones, too
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
         forward, by half a logit at most, where a quarter of these are lost; elsewhere forward, where as many
         are, by half at most of what triggers found afresh fail by, and a logit (not where strokes stand in)
