@@ -25,6 +25,8 @@ WARM_RATE = 0.03
 
 INSIDE = {"margin": 3}
 """A patch far enough inside for the random shifts to leave it whole in most images."""
+ON_FASHION = {"arch": "wrn_16_1", "target": 3, "start": FASHION}
+"""Trained on from the clean network of Fashion-MNIST."""
 
 
 def _victim(
@@ -104,29 +106,13 @@ NAMED: dict[str, VictimSpec] = {
         "gtsrb", 5, arch="wrn_16_1", attack="trojan_square", poison_rate=0.01
     ),
     # Made to see how the default does on networks that none of its rules had seen.
-    "fashion_mnist-wrn_16_1-blend": _victim(
-        "fashion_mnist", 2, arch="wrn_16_1", attack="blend", target=3, start=FASHION
-    ),
+    "fashion_mnist-wrn_16_1-blend": _victim("fashion_mnist", 2, attack="blend", **ON_FASHION),
     "fashion_mnist-wrn_16_1-low_frequency": _victim(
-        "fashion_mnist",
-        2,
-        arch="wrn_16_1",
-        attack="low_frequency",
-        target=3,
-        surrogate=FASHION,
-        start=FASHION,
+        "fashion_mnist", 2, attack="low_frequency", surrogate=FASHION, **ON_FASHION
     ),
-    "fashion_mnist-wrn_16_1-sig": _victim(
-        "fashion_mnist", 2, arch="wrn_16_1", attack="sig", target=3, start=FASHION
-    ),
+    "fashion_mnist-wrn_16_1-sig": _victim("fashion_mnist", 2, attack="sig", **ON_FASHION),
     "fashion_mnist-wrn_16_1-wanet": _victim(
-        "fashion_mnist",
-        2,
-        arch="wrn_16_1",
-        attack="wanet",
-        fields={"strength": 1.5},
-        target=3,
-        start=FASHION,
+        "fashion_mnist", 2, attack="wanet", fields={"strength": 1.5}, **ON_FASHION
     ),
     DEEP: _victim("cifar10", 8, 0.1, arch="resnet_20"),
     "cifar10-resnet_20-badnets": _victim(
