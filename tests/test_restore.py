@@ -250,10 +250,10 @@ def test_rounds_end_where_triggers_reach_the_target_no_further_than_others(
 @pytest.mark.parametrize(
     ("margin", "success", "inside", "done"),
     [
-        (0.9, 0.4, -0.1, True),
-        (0.9, 0.41, -0.1, False),
-        (1.1, 0.0, -0.1, False),
-        (0.9, 0.41, 0.0, True),
+        (0.9, 0.4, 24.9, True),
+        (0.9, 0.41, 24.9, False),
+        (1.1, 0.0, 24.9, False),
+        (0.9, 0.41, 25.0, True),
         (0.9, 0.41, None, False),
     ],
     ids=["fail and move few", "move many", "do not fail", "one inside is enough", "none inside"],
@@ -544,7 +544,7 @@ def test_a_target_that_triggers_inside_lead_to_is_refitted_before_it_is_set_back
     before = model(shades([4, 5]).images)[:, 5]
     shifts = Shifts("last", torch.zeros(1, 1), -torch.inf)
     repair = repair_of(model, finding(Smooth(), 5), shifts)
-    repair.told = [{"inside": 9.0, "success": 0.0}]
+    repair.told = [{"margins": [9.0], "inside": 9.0, "success": 0.0}]
     told = repair.set_back()
     assert told["given_back"] and given == [shifts] and len(repair.told) == 1
     change = model(shades([4, 5]).images)[:, 5] - before
@@ -699,17 +699,17 @@ def test_triggers_inside_follow_where_noise_leads_to_the_target_after_a_round(
 @pytest.mark.parametrize(
     ("families", "reached", "looks", "taken"),
     [
-        ([Patch()], -0.1, 1, True),
-        ([Patch()], 0.0, 1, False),
-        ([Patch()], -0.1, 2, False),
-        ([Additive()], -0.1, 1, True),
-        ([Patch(), Additive(), Smooth()], -0.1, 1, True),
-        ([Stripes()], -0.1, 1, False),
-        ([Patch(), Strokes()], -0.1, 1, False),
+        ([Patch()], 4.4, 1, True),
+        ([Patch()], 4.5, 1, False),
+        ([Patch()], 4.4, 2, False),
+        ([Additive()], 4.4, 1, True),
+        ([Patch(), Additive(), Smooth()], 4.4, 1, True),
+        ([Stripes()], 4.4, 1, False),
+        ([Patch(), Strokes()], 4.4, 1, False),
     ],
-    ids=["a patch", "reaches", "after a round", "sums", "all three", "stripes", "strokes beside"],
+    ids=["a patch", "half as far", "after a round", "sums", "all three", "stripes", "strokes beside"],
 )
-def test_triggers_inside_are_searched_beside_a_patch_where_they_do_not_reach_the_target(
+def test_triggers_inside_are_searched_beside_a_patch_where_they_lead_to_the_target_by_far_less(
     families: list[Family], reached: float, looks: int, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = Shifts("last", torch.ones(2, 1), -torch.inf)
@@ -735,7 +735,7 @@ def test_no_trigger_inside_is_asked_for_where_those_in_images_do_not_reach_the_t
     assert repair.shifts is None
 
 
-@pytest.mark.parametrize(("inside", "rounds"), [(-0.1, 5), (0.1, 3), (None, 3)])
+@pytest.mark.parametrize(("inside", "rounds"), [(4.4, 5), (4.5, 3), (None, 3)])
 def test_rounds_go_on_where_triggers_depend_on_the_image(
     inside: float | None, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -946,7 +946,7 @@ def test_triggered_rows_weigh_as_they_are_told_to(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("inside", "success", "against"),
-    [(9.0, 0.5, 0.3), (9.0, 0.51, 1.0), (-0.1, 0.0, 1.0), (None, 0.0, 1.0)],
+    [(9.0, 0.5, 0.3), (9.0, 0.51, 1.0), (4.4, 0.0, 1.0), (None, 0.0, 1.0)],
     ids=["withstood", "working yet", "they depend on the image", "none inside"],
 )
 def test_triggered_rows_weigh_less_where_triggers_inside_were_withstood(
@@ -958,7 +958,7 @@ def test_triggered_rows_weigh_less_where_triggers_inside_were_withstood(
     monkeypatch.setattr("unbackdoor.methods.restore.AGAIN", 0)
     shifts = None if inside is None else Shifts("last", torch.zeros(1, 1), -torch.inf)
     repair = repair_of(Reader(), finding(Smooth(), 5), shifts)
-    repair.told = [{"inside": inside}, {"inside": None, "success": success}]
+    repair.told = [{"margins": [9.0], "inside": inside}, {"inside": None, "success": success}]
     assert repair.give_back()
     assert weights == [against]
 

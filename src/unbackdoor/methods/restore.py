@@ -7,7 +7,7 @@ its clean answer, in closed form. The package's default.
     repeat, at most R rounds:
         pool += triggers at the place with the largest margin of t on the current f', from fresh varied starts
         where they stand in for one that covers the image, and where sums alone tell of t and noise still
-            leads there, and where none of these reaches t in f, which triggers in images do: shifts +=
+            leads there, and where these lead to t in f by far less than triggers in images: shifts +=
             disturbances of the first late layer's input with the largest margin of t on f', no larger
             there than what the pool does in f
         f' = f
@@ -30,7 +30,7 @@ its clean answer, in closed form. The package's default.
             images yet
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
-    where none of the shifts reached t in f: up to two rounds more
+    where the shifts led to t by so much less in f: up to two rounds more
     where the first round was the last, silenced triggers in images clearly (or noise, where this led to t by
         far) and agrees with f on few varied images: the same with κ/2.5, and once more; the smallest κ
         stands that silences them yet
@@ -51,7 +51,7 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   and almost all of that in the images of the target itself: its own features are such a disturbance, too.
   So it is left out where triggers have a place or a form of their own, and carry over as they are. But
   where what they do inside differs from image to image, so that no one disturbance as large leads to the
-  target, they do not carry over: a few pixels of a black background are enough then.
+  target by half as much, they do not carry over: a few pixels of a black background are enough then.
 * The target's row refitted. Rounds can take most of what the target's own images show away, but of what is
   left another sum can tell them from triggered ones, whose share that rounds leave goes with it. Where
   triggers that a watermark's pieces stand for go on to work, it is this that silences them: they are asked
@@ -157,8 +157,11 @@ MOST_FORWARD = 1.0
 APART = 1.5
 """A finding tells of a trigger where strong ones lead to the target by so many times the margin that they
 reach for other classes."""
+REACHED = 0.5
+"""What triggers do inside the network depends on the image where the strongest single disturbance there, as
+large as what they do, has less than this share of their margin …"""
 MORE_ROUNDS = 2
-"""So many rounds more where what triggers do inside the network depends on the image."""
+"""… and so many rounds more are made then."""
 LIGHTER = 2
 """So many times is the first round's weight made smaller, where it silences a trigger at a high price …"""
 STILL_SILENT = -1.0
@@ -176,8 +179,8 @@ class Restore(Method):
         search_batch: images a step and class.
         strong_steps: Adam steps of the search for strong triggers.
         strong_count: strong triggers per finding and round.
-        rounds: R, most rounds of recovery and restoration (two more where triggers inside do not reach the
-            target).
+        rounds: R, most rounds of recovery and restoration (two more where what triggers do inside depends on
+            the image).
         margin_share: a round is the last once this share is left, in [0, 1], of the first triggers' mean
             margin …
         success_share: … or, for all-to-all, where margins are small from the start, of the share of images
@@ -513,7 +516,7 @@ class _Repair:
             self._take_in(*self._strongest_inside(self.session.generator))
         elif len(self.told) == 1 and carry_over(self.findings) and max(self.told[0]["margins"]) > 0:
             shifts, reached = self._strongest_inside(copied(self.session.generator))
-            if reached < 0:
+            if depends_on_image(self.told[0] | {"inside": reached}):
                 self._take_in(shifts, reached)
 
     def _strongest_inside(self, generator: torch.Generator) -> tuple[Shifts, float]:
@@ -699,11 +702,11 @@ def covering(findings: tuple[Finding, ...]) -> bool:
 
 
 def depends_on_image(first: dict[str, Any]) -> bool:
-    """Tell whether no single disturbance inside reached the target, as large as what triggers do there.
+    """Tell whether a single disturbance inside, as large as what triggers do there, has far less force.
 
-    Triggers in images do reach it, so what they do there differs from image to image.
+    Triggers in images do lead there, so what they do there differs from image to image.
     """
-    return first["inside"] is not None and first["inside"] < 0
+    return first["inside"] is not None and first["inside"] < REACHED * max(first["margins"])
 
 
 def carry_over(findings: tuple[Finding, ...]) -> bool:
