@@ -451,8 +451,14 @@ def test_upright_stripes_are_told_beside_slanted_ones_for_another_class(
 
 @pytest.mark.parametrize(
     ("coarse", "found"),
-    [([1.0, 9.0, 3.0], True), ([1.0, 7.5, 3.0], False), ([1.0, -4.0, -9.0], False), ([9.0, 1.0, 3.0], False)],
-    ids=["they lead as well", "by few logits", "to none", "to another one"],
+    [
+        ([1.0, 9.0, 3.0], True),
+        ([1.0, 7.5, 3.0], False),
+        ([1.0, 16.0, 11.0], False),
+        ([1.0, -4.0, -9.0], False),
+        ([9.0, 1.0, 3.0], False),
+    ],
+    ids=["they lead as well", "by few logits", "by little", "to none", "to another one"],
 )
 def test_a_class_that_fine_stripes_lead_to_has_to_be_led_to_by_coarse_ones(
     coarse: list[float], found: bool
@@ -460,6 +466,26 @@ def test_a_class_that_fine_stripes_lead_to_has_to_be_led_to_by_coarse_ones(
     led = _first(torch.tensor([0.0, 12.0, 3.0]), torch.tensor(coarse), 1.0)
     assert (led is not None) is found
     assert led is None or led == Leader(1, 4.0)
+
+
+class ResonatesAt(torch.nn.Module):
+    """Sure of the class whose first pixels are bright; stripes of one frequency lead to the last class."""
+
+    def __init__(self, down: int, right: int):
+        super().__init__()
+        self.down, self.right = down, right
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        strength = torch.fft.fft2(images.mean(1))[:, self.down, self.right].abs() / 32
+        return 10 * images[:, 0].flatten(1)[:, :5] + F.pad(200 * strength[:, None], (4, 0))
+
+
+@pytest.mark.parametrize(("down", "right", "found"), [(5, 4, True), (5, 6, False), (6, 5, False)])
+def test_stripes_of_six_waves_and_more_alone_tell_nothing(down: int, right: int, found: bool) -> None:
+    images = torch.full((5, 3, 16, 16), 0.3)
+    images[:, :, 0, :5] += 0.5 * torch.eye(5)[:, None]
+    clean = CleanImages(images, torch.arange(5), 5, 0.0)
+    assert (leading_stripes(ResonatesAt(down, right), clean, generator()) is not None) is found
 
 
 def test_upright_stripes_that_hardly_move_images_tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
