@@ -253,6 +253,15 @@ def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_nothing_is_left_beside_a_factory_where_python_writes_bytecode(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    before = case.files()
+    assert case.evaluate()[0] == 0
+    assert case.files() == before
+
+
 def test_ctrl_c_leaves_nothing_behind(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     before = case.files()
     with monkeypatch.context() as patch:

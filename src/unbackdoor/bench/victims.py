@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError, unknown_name
 from unbackdoor._evaluate import Metrics, accuracy, evaluate
+from unbackdoor._files import module_from_file
 from unbackdoor.attacks import get_trigger
 from unbackdoor.attacks._base import Trigger
 from unbackdoor.attacks._labels import AllToAll, AllToOne, LabelMap, SourceSpecific
@@ -203,9 +203,7 @@ def _function(spec: str, root: str | Path) -> Callable[..., Any]:
     where, _, name = spec.rpartition(":")
     if where.endswith(".py"):
         path = existing(locate(where, root), "the data loader")
-        found = importlib.util.spec_from_file_location(f"unbackdoor_loader_{path.stem}", path)
-        module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
+        module = module_from_file(f"unbackdoor_loader_{path.stem}", path)
     else:
         module = importlib.import_module(where)
     return getattr(module, name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from torch import nn
 
 from unbackdoor import zoo
 from unbackdoor._errors import UnbackdoorError, unknown_name
+from unbackdoor._files import module_from_file
 
 SYNTAX = "a zoo name, package.module:factory or path/to/file.py:factory, each with ?key=value,key=value"
 
@@ -119,12 +119,7 @@ def _module(spec: str, where: str) -> ModuleType:
 def _from_file(spec: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise UnbackdoorError("there is no such architecture file", value=spec, fix=f"give {SYNTAX}")
-    name = f"unbackdoor_arch_{path.stem}"
-    found = importlib.util.spec_from_file_location(name, path.resolve())
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module
-    found.loader.exec_module(module)
-    return module
+    return module_from_file(f"unbackdoor_arch_{path.stem}", path)
 
 
 def _factory(spec: str, module: ModuleType, attribute: str) -> Callable[..., Any]:
