@@ -258,7 +258,7 @@ def test_nothing_is_left_beside_a_factory_where_python_writes_bytecode(
 ) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     before = case.files()
-    assert case.evaluate()[0] == 0
+    assert case.evaluate("--trigger", "patch:patch.png@6,5", "--target", 0)[0] == 0
     assert case.files() == before
 
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all (to a temporary name beside the target, then renamed), and run without trace."""
+"""Files are written whole or not at all (a temporary name, then renamed), and run without a trace."""
 
 from __future__ import annotations
 
