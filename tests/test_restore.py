@@ -759,13 +759,14 @@ def test_the_weight_is_made_smaller_after_the_rounds_and_before_the_target_is_se
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[str] = []
-    for name, told in {"begin": None, "attempt": False, "lighten": None, "set_back": {}}.items():
+    for name, told in {"attempt": False, "lighten": None, "set_back": {}}.items():
         tell = lambda *_, name=name, told=told: (made.append(name), told)[1]  # noqa: E731
         monkeypatch.setattr(_Repair, name, tell)
+    monkeypatch.setattr(_Repair, "begin", lambda repair: repair.told.append({"success": 0.25}))
     clean, session = shades([4, 5]), Session(generator(0))
-    with pytest.raises(IndexError):  # nothing was looked at
-        Restore().erase(Reader(), ["last"], clean, (finding(Patch(), 5),), session)
-    assert made == ["begin", "attempt", "lighten", "set_back"]
+    told = Restore().erase(Reader(), ["last"], clean, (finding(Patch(), 5),), session)
+    assert told["success of triggers found afresh"] == 0.25
+    assert made == ["attempt", "lighten", "set_back"]
 
 
 def test_what_is_inside_is_asked_from_a_copy_of_the_generator() -> None:

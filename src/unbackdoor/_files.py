@@ -1,18 +1,14 @@
-"""Files are written whole or not at all (a temporary name, then renamed), and run without a trace."""
+"""Files are written whole or not at all: to a temporary name beside the target, then renamed."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import secrets
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from unbackdoor._errors import UnbackdoorError
@@ -80,23 +76,3 @@ def _unwritable(
     path: Path, why: str, fix: str = "give a path in a folder that you may write to"
 ) -> UnbackdoorError:
     return UnbackdoorError(f"cannot write the output: {why}", value=path, fix=fix)
-
-
-class _Uncached(SourceFileLoader):
-    """Reads a module's source and writes no bytecode beside it."""
-
-    def set_data(self, path: str, data: object, *, _mode: int = 0o666) -> None:
-        pass
-
-
-def module_from_file(name: str, path: Path) -> ModuleType:
-    """Run a file of the user's own as a module of that name; nothing is left beside the file.
-
-    Whatever the file raises is raised.
-    """
-    path = path.resolve()
-    found = importlib.util.spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
-    module = importlib.util.module_from_spec(found)  # type: ignore[arg-type]  a loader was given, so it is one
-    sys.modules[name] = module
-    found.loader.exec_module(module)  # type: ignore[union-attr]
-    return module

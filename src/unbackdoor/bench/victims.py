@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError, unknown_name
 from unbackdoor._evaluate import Metrics, accuracy, evaluate
-from unbackdoor._files import module_from_file
+from unbackdoor._modules import module_from_file
 from unbackdoor.attacks import get_trigger
 from unbackdoor.attacks._base import Trigger
 from unbackdoor.attacks._labels import AllToAll, AllToOne, LabelMap, SourceSpecific

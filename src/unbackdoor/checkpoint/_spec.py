@@ -16,7 +16,7 @@ from torch import nn
 
 from unbackdoor import zoo
 from unbackdoor._errors import UnbackdoorError, unknown_name
-from unbackdoor._files import module_from_file
+from unbackdoor._modules import module_from_file
 
 SYNTAX = "a zoo name, package.module:factory or path/to/file.py:factory, each with ?key=value,key=value"
 

@@ -311,8 +311,8 @@ class Restore(Method):
         images after the first, on few less. Where noise tells of the target, noise tells of the end. Triggers
         at a late layer cover more than those found afresh, which need not fail clearly then, unless they move
         half of the images; where what triggers do there depends on the image, none may move many. For
-        all-to-all it is their success that says so, or that they fail clearly, and
-        any round that cost next to nothing is followed by another, and so is the first.
+        all-to-all it is their success that says so, or that they fail clearly, and any round that cost next
+        to nothing is followed by another, and so is the first.
         """
         first, last = told[0], told[-1]
         if self._silenced(first, last):
