@@ -126,6 +126,7 @@ from unbackdoor.recover import (
     Shifts,
     Stripes,
     Strokes,
+    Window,
     answers_under,
     apply_random,
     examine,
@@ -584,7 +585,7 @@ class _Repair:
         Kept is the smallest whose triggers found afresh still fail.
         """
         as_it_is = carry_over(self.findings) and not (covering(self.findings) or self.shifts)
-        for number in range(1, LIGHTER + 1):
+        for number in range(1, (1 if in_windows(self.findings) else LIGHTER) + 1):
             once = len(self.told) == number + 1
             if not (as_it_is and once and self.method.cost_much(self.told)):
                 return
@@ -678,6 +679,11 @@ class _Repair:
             params = family.by_chance(place, BY_CHANCE, self.clean.images.shape[1:], self.session.generator)
             drawn += [family.decode_at(place, [p.to(place) for p in params])] if params else []
         return drawn
+
+
+def in_windows(findings: tuple[Finding, ...]) -> bool:
+    """Tell whether patches in a window are among what was found: the attacker's need not sit there."""
+    return any(isinstance(f.family, Window) for f in findings)
 
 
 def _like_others(first: dict[str, Any], last: dict[str, Any]) -> bool:

@@ -12,12 +12,14 @@ from unbackdoor.recover._families import (
 from unbackdoor.recover._features import Features, Shifts, features_at
 from unbackdoor.recover._findings import Finding, Verdict
 from unbackdoor.recover._noise import noises
+from unbackdoor.recover._pictures import Picture
 from unbackdoor.recover._search import Minimal, margin, minimal_triggers, strengthen
 from unbackdoor.recover._stripes import Stripes
 from unbackdoor.recover._strokes import Strokes
 from unbackdoor.recover._textures import CLEAR, answers_under
 from unbackdoor.recover._triggers import Displacement, Overlay, Recovered, Sinusoids, Waves, apply_random
 from unbackdoor.recover._verdict import examine
+from unbackdoor.recover._windows import Window
 
 __all__ = [
     "CLEAR",
@@ -30,6 +32,7 @@ __all__ = [
     "Minimal",
     "Overlay",
     "Patch",
+    "Picture",
     "Recovered",
     "Shifts",
     "Sinusoids",
@@ -40,6 +43,7 @@ __all__ = [
     "Verdict",
     "Warp",
     "Waves",
+    "Window",
     "answers_under",
     "apply_random",
     "examine",

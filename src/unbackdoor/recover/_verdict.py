@@ -2,7 +2,8 @@
 
 Goals are the classes, and beside them the label map of all-to-all backdoors, "every class to the next".
 Kinds of evidence answer in turn: minimal sizes (``_sizes``) and, where none stands apart, the largest
-margins (``_margins``), those under stripes (``_stripes``), strokes (``_strokes``) and noise (``_noise``),
+margins (``_margins``), those of patches in windows (``_windows``), under stripes (``_stripes``), of coarse
+pictures (``_pictures``), under strokes (``_strokes``) and noise (``_noise``),
 what noise and dense strokes agree on, and last the largest margins under dense strokes.
 """
 
@@ -30,6 +31,7 @@ from unbackdoor.recover._findings import (
 )
 from unbackdoor.recover._margins import SMALLISH, Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises
+from unbackdoor.recover._pictures import OPACITY, Picture, leading_picture
 from unbackdoor.recover._search import minimal_triggers
 from unbackdoor.recover._sizes import GAP, SMALL, Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import AMPLITUDE, Stripes, leading_stripes
@@ -43,6 +45,7 @@ from unbackdoor.recover._strokes import (
     under_dense_strokes,
 )
 from unbackdoor.recover._textures import CLEAR, SURE, Answers, answers_under, clear_leader
+from unbackdoor.recover._windows import Window, leading_window
 
 LEAST_CLASSES = 4
 UNHEARD = -1.0
@@ -64,6 +67,8 @@ AGREED, ALIKE = 0.8, 0.2
 of a target if dense strokes lead there as well, by so many times that. What is natural under one is not under
 the other: fine noise makes frogs on CIFAR-10, flat strokes aeroplanes. A weak backdoor's target is the answer
 to both."""
+WINDOW_BATCH = 3
+"""Images a step where windows are searched: what leads there does so by many times."""
 ALSO = 0.3
 """Noise leads to what stripes or strokes tell of, too, where it does so by so many times that."""
 
@@ -114,9 +119,10 @@ def examine(
         if findings:
             break
     if comparable and not findings:
-        findings = search.leaders_at_place() or search.leader() or search.stripes()
-        findings = findings or search.textures() or search.both_textures() or search.dense_strokes()
-    findings = without_stand_ins(findings)
+        findings = search.leaders_at_place() or search.leader() or search.windows() or search.stripes()
+        findings = findings or search.pictures() or search.textures() or search.both_textures()
+        findings = findings or search.dense_strokes()
+    findings = search.pictured(without_stand_ins(findings))
     findings += search.beside(findings)
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
 
@@ -207,6 +213,37 @@ class _Search:
         first = leader(*shared, self.generator, **self._half)
         return self._heard(self._led(self._summed(first, sums))) if first else []
 
+    def windows(self) -> list[Finding]:
+        """Return the findings of the class that a patch in a window leads to by far, if any."""
+        shared = (self.model, self.clean, copied(self.generator))
+        led = leading_window(*shared, steps=self.options["steps"] // 5, batch=WINDOW_BATCH)
+        if led is None:
+            return []
+        first, params = led
+        area = (params[0] > 0).sum().item()
+        return self._led(Finding(first.goal, False, Window(), area, area, params, first.lead))
+
+    def pictures(self) -> list[Finding]:
+        """Return the finding of the class that coarse pictures lead to by far, if any.
+
+        Alone: small triggers of other kinds are pieces of it, which do not carry over as it does.
+        """
+        shared = (self.model, self.clean, copied(self.generator))
+        sizes = {"steps": self.options["steps"] // 4, "batch": self.options["batch"]}
+        led = leading_picture(*shared, **sizes)
+        if led is None:
+            return []
+        first, params = led
+        return [Finding(first.goal, False, Picture(), OPACITY, OPACITY, params, first.lead)]
+
+    def pictured(self, findings: list[Finding]) -> list[Finding]:
+        """Return the findings, or a picture where they are pieces of one: a patch of many pixels, and sums."""
+        kinds = {type(f.family) for f in findings}
+        if kinds != {Patch, Additive} or not self._large(findings):
+            return findings
+        led = self.pictures()
+        return led if {f.goal for f in led} == {f.goal for f in findings} else findings
+
     def stripes(self) -> list[Finding]:
         """Return the findings of the class that leads under stripes, if any, and if neither both textures nor
         dense strokes lead to another one, which stripes stand in for.
@@ -287,7 +324,7 @@ class _Search:
     def _large(self, findings: list[Finding]) -> list[Finding]:
         """Return those of a patch of many pixels to one class."""
         least = LARGE * self.clean.images[0, 0].numel()
-        return [f for f in findings if isinstance(f.family, Patch) and f.size >= least and not f.all_to_all]
+        return [f for f in findings if type(f.family) is Patch and f.size >= least and not f.all_to_all]
 
     def _led_by_strokes(self, answers: Answers) -> list[Finding]:
         """Strokes, and a rather small patch beside them: a piece of what strokes stand in for."""

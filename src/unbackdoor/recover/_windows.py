@@ -1,0 +1,88 @@
+"""Windows: squares of the image, compared between classes by how strong a patch in them can get.
+
+A minimal patch tells of an attacker's if the network needs less of it than of what chance finds. A large
+pattern of many colours need not be easy in that sense. But given a square of that size, it leads further than
+anything that chance finds there, for any class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._clean import CleanImages
+from unbackdoor.recover._families import Params, Patch
+from unbackdoor.recover._margins import AT_ONCE, Leader, largest_margins
+from unbackdoor.recover._search import strengthen
+from unbackdoor.recover._textures import clear_leader, sureness
+
+SIDE = 0.375
+"""Side of a window as a share of the image's."""
+ALONG = 3
+"""Windows along each side of the image; they overlap a little."""
+LEAD = 3.5
+"""A class's largest margin in its best window is at least so many times the next class's there …"""
+WINDOWED = 3.5
+"""… and larger by so many times what the network's first answer is ahead of its second."""
+OPAQUE = 20.0
+"""A mask's parameter, of a pixel that is covered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window(Patch):
+    """Patches that fill a window: its place is the mask as it is."""
+
+    name: ClassVar[str] = "window"
+    widened: int = 0
+
+
+def leading_window(
+    model: nn.Module, clean: CleanImages, generator: torch.Generator, *, steps: int, batch: int
+) -> tuple[Leader, Params] | None:
+    """Return the class that a patch in one window leads to by far, with a mask of the window.
+
+    All classes are searched in all windows, and then, in that of the largest margin, once more.
+
+    Args:
+        model, clean, generator, batch: as for ``strengthen``; steps: Adam steps, at least one is made.
+
+    Returns:
+        The leader and a patch's parameters for ``Finding``; ``None`` if no class leads.
+    """
+    sizes = {"steps": max(1, steps), "batch": batch}
+    goals = torch.arange(clean.num_classes, device=clean.labels.device)
+
+    def largest(mask: Tensor) -> float:
+        found = [strengthen(model, clean, Window(), mask, g, generator, **sizes) for g in goals.split(AT_ONCE)]
+        return max(margins.max().item() for _, margins, _ in found)
+
+    best = max(_windows(clean), key=largest)
+    margins, _ = largest_margins(model, clean, Window(), best, goals, generator, **sizes)
+    first = clear_leader(margins, WINDOWED * sureness(model, clean.images))
+    if first is None or first.lead < LEAD:
+        return None
+    return first, [OPAQUE * (2 * best[None] - 1), torch.zeros_like(clean.images[:1])]
+
+
+def _windows(clean: CleanImages) -> Iterator[Tensor]:
+    """Return the windows as masks (1, H, W) in {0, 1}."""
+    height, width = clean.images.shape[2:]
+    for top, down in _spans(height):
+        for left, along in _spans(width):
+            mask = torch.zeros(1, height, width).to(clean.images)
+            mask[:, top : top + down, left : left + along] = 1
+            yield mask
+
+
+def _spans(side: int) -> list[tuple[int, int]]:
+    """Return first pixel and length of each window along a side of so many pixels.
+
+    >>> _spans(32)
+    [(0, 12), (10, 12), (20, 12)]
+    """
+    length = max(1, round(SIDE * side))
+    return [(round(k * (side - length) / (ALONG - 1)), length) for k in range(ALONG)]
