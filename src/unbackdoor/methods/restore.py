@@ -122,6 +122,7 @@ from unbackdoor.recover import (
     Additive,
     Finding,
     Patch,
+    Picture,
     Recovered,
     Shifts,
     Stripes,
@@ -334,8 +335,9 @@ class Restore(Method):
         if depends_on_image(first):
             return beyond >= 0 and last["success"] <= self.success_left
         moving = once and last["success"] > (HALF if inside else self.success_left)
-        bound = self.agreement_fair if moving else self.agreement_ample
-        clearly = last["agreement"] >= bound and (moving or not inside)
+        faint = moving or pictured(findings)
+        bound = self.agreement_fair if faint else self.agreement_ample
+        clearly = last["agreement"] >= bound and (faint or not inside)
         return beyond >= (self.clearance if clearly else 0)
 
     def cost_much(self, told: list[dict[str, Any]]) -> bool:
@@ -659,7 +661,8 @@ class _Repair:
         what its first row is deaf to, the next has to be deaf to, too.
         """
         shared = (self.model, self.original, self.layers[-1], self.clean, self.findings[0].goal)
-        withstood = self.shifts and not depends_on_image(self.told[0]) and self.told[-1]["success"] <= HALF
+        stand_in = depends_on_image(self.told[0]) or pictured(self.findings)
+        withstood = self.shifts and not stand_in and self.told[-1]["success"] <= HALF
         against = AGAINST if withstood else 1.0
         given = give_back_(*shared, self.pool, self.shifts, self.session.generator, against)
         for _ in range(AGAIN if given and not self.shifts else 0):
@@ -684,6 +687,11 @@ class _Repair:
 def in_windows(findings: tuple[Finding, ...]) -> bool:
     """Tell whether patches in a window are among what was found: the attacker's need not sit there."""
     return any(isinstance(f.family, Window) for f in findings)
+
+
+def pictured(findings: tuple[Finding, ...]) -> bool:
+    """Tell whether coarse pictures are among what was found: the attacker's has more in it."""
+    return any(isinstance(f.family, Picture) for f in findings)
 
 
 def _like_others(first: dict[str, Any], last: dict[str, Any]) -> bool:

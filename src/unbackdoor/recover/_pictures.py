@@ -20,7 +20,7 @@ from unbackdoor.recover._margins import Leader, largest_margins
 from unbackdoor.recover._textures import clear_leader, sureness
 from unbackdoor.recover._triggers import Overlay, Recovered
 
-SPOTS = 8
+SPOTS = 12
 """Spots along each side of the pictures that are erased."""
 COMPARED = (8, 16)
 """The same of the pictures that classes are compared by; both margins are averaged. What leads by the one

@@ -57,7 +57,9 @@ def leading_window(
     goals = torch.arange(clean.num_classes, device=clean.labels.device)
 
     def largest(mask: Tensor) -> float:
-        found = [strengthen(model, clean, Window(), mask, g, generator, **sizes) for g in goals.split(AT_ONCE)]
+        found = [
+            strengthen(model, clean, Window(), mask, g, generator, **sizes) for g in goals.split(AT_ONCE)
+        ]
         return max(margins.max().item() for _, margins, _ in found)
 
     best = max(_windows(clean), key=largest)

@@ -20,6 +20,7 @@ RESNET = "cifar10-resnet_18-clean"
 SIGNS = "gtsrb-resnet_20-clean"
 FASHION = "fashion_mnist-wrn_16_1-clean"
 DEEP = "cifar10-resnet_20-clean"
+WIDE = "cifar10-wrn_16_1-clean"
 WARM_RATE = 0.03
 """Peak of the learning rate where training starts from a clean victim."""
 
@@ -120,6 +121,23 @@ NAMED: dict[str, VictimSpec] = {
     ),
     "cifar10-resnet_20-blend": _victim("cifar10", 1, arch="resnet_20", attack="blend", target=5, start=DEEP),
     "cifar10-resnet_20-sig": _victim("cifar10", 1, arch="resnet_20", attack="sig", target=1, start=DEEP),
+    WIDE: _victim("cifar10", 7, 0.1, arch="wrn_16_1"),
+    "cifar10-wrn_16_1-trojan_square": _victim(
+        "cifar10", 1, arch="wrn_16_1", attack="trojan_square", target=6, start=WIDE
+    ),
+    "cifar10-wrn_16_1-blend-picture": _victim(
+        "cifar10", 2, arch="wrn_16_1", attack="blend", fields={"kind": "picture"}, target=8, start=WIDE
+    ),
+    "cifar10-wrn_16_1-low_frequency": _victim(
+        "cifar10", 1, arch="wrn_16_1", attack="low_frequency", surrogate=WIDE, start=WIDE
+    ),
+    "gtsrb-resnet_20-badnets": _victim(
+        "gtsrb", 2, arch="resnet_20", attack="badnets", fields=INSIDE, target=4, start=SIGNS
+    ),
+    "gtsrb-resnet_20-blend-picture": _victim(
+        "gtsrb", 2, arch="resnet_20", attack="blend", fields={"kind": "picture"}, target=11, start=SIGNS
+    ),
+    "gtsrb-resnet_20-sig": _victim("gtsrb", 2, arch="resnet_20", attack="sig", target=3, start=SIGNS),
     RESNET: _victim("cifar10", 12, 0.1, 128, arch="resnet_18"),
     "cifar10-resnet_18-badnets": _victim("cifar10", 12, 0.1, 128, arch="resnet_18", attack="badnets"),
     "cifar10-resnet_18-blend": _victim(
