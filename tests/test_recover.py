@@ -18,12 +18,14 @@ from unbackdoor.recover import (
     Minimal,
     Overlay,
     Patch,
+    Picture,
     Shifts,
     SizedFamily,
     Smooth,
     Stripes,
     Strokes,
     Warp,
+    Window,
     apply_random,
     features_at,
     strengthen,
@@ -32,6 +34,7 @@ from unbackdoor.recover._families import Ball
 from unbackdoor.recover._findings import shift_of, single, strokes_to
 from unbackdoor.recover._margins import Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises, noisy
+from unbackdoor.recover._pictures import INSTEAD, OPACITY, SPOTS, leading_picture
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import _first, _first_upright, leading_stripes
@@ -46,6 +49,7 @@ from unbackdoor.recover._strokes import (
 from unbackdoor.recover._textures import Answers, answers_under
 from unbackdoor.recover._triggers import _cubic, _spread
 from unbackdoor.recover._verdict import _Search, examine
+from unbackdoor.recover._windows import leading_window
 
 SHAPE = (3, 8, 8)
 OPTIONS = {"steps": 80, "batch": 5}
@@ -1070,7 +1074,7 @@ def test_margins_are_asked_where_no_size_stands_apart(monkeypatch: pytest.Monkey
     clean = replace(one_a_class(5), images=one_a_class(5).images + 0.3)
     (last,) = examine(Resonates(200.0), clean, generator(), families=[]).findings
     assert last.goal == 4 and last.family.name == "stripe"
-    for earlier in ("leader_at_place", "leading_stripes"):
+    for earlier in ("leader_at_place", "leading_stripes", "leading_window", "leading_picture"):
         monkeypatch.setattr(f"unbackdoor.recover._verdict.{earlier}", lambda *_, **__: None)
     (last,) = examine(Roughness(100.0), clean, generator(), families=[found.family]).findings
     assert last.goal == 4 and last.family.name == "stroke"
@@ -1163,3 +1167,152 @@ def test_the_strongest_feature_is_found_within_its_radius() -> None:
     shifts, margins, success = strengthen(*shared, steps=30, batch=2)
     assert shifts.add.flatten().tolist() == pytest.approx([0.5] * 3, abs=1e-3)
     assert margins.tolist() == pytest.approx([0.5] * 3, abs=0.1) and success.tolist() == [1.0] * 3
+
+
+class Corner(torch.nn.Module):
+    """A pixel a class; a chequered square in the lower right corner speaks for the last, by ``gain``."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain, self.chequered = gain, torch.tensor([[1.0, -1, 1], [-1, 1, -1], [1, -1, 1]])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        seen = (images[:, 0, 5:, 5:] * self.chequered).sum((1, 2))
+        return 10 * images[:, 0].flatten(1)[:, :5] + F.pad(self.gain * seen[:, None], (4, 0))
+
+
+@pytest.mark.parametrize(
+    ("gain", "windowed", "lead", "found"),
+    [(0.0, 2.5, 3.5, False), (20.0, 2.5, 3.5, True), (20.0, 99.0, 3.5, False), (20.0, 2.5, 99.0, False)],
+    ids=["none leads", "one does", "by little for one so sure", "not so many times"],
+)
+def test_a_patch_in_a_window_tells_a_class_that_it_leads_to_by_far(
+    gain: float, windowed: float, lead: float, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unbackdoor.recover._windows.WINDOWED", windowed)
+    monkeypatch.setattr("unbackdoor.recover._windows.LEAD", lead)
+    given = generator()
+    state = given.get_state()
+    findings = _Search(Corner(gain), one_a_class(5), given, OPTIONS, []).windows()
+    assert bool(findings) is found and torch.equal(given.get_state(), state)
+    for finding in findings:
+        assert finding.goal == 4 and finding.lead > 3.5 and finding.size == 9
+        place = torch.zeros(1, 8, 8)
+        place[:, 5:, 5:] = 1
+        assert finding.family == Window() and torch.equal(finding.strong_place, place)
+        assert "window triggers have" in finding.sentence()
+
+
+def test_every_window_is_asked_and_the_image_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = []
+
+    def noted(*given: torch.Tensor, **_: int) -> tuple[None, torch.Tensor, None]:
+        masks.append(given[3])
+        return None, torch.zeros(len(given[4])), None
+
+    monkeypatch.setattr("unbackdoor.recover._windows.strengthen", noted)
+    assert leading_window(Corner(0.0), one_a_class(5), generator(), steps=1, batch=1) is None
+    assert len(masks) == 9 and torch.stack(masks).amax(dim=0).min() == 1
+
+
+class Halves(torch.nn.Module):
+    """A pixel a class; light on the left and darkness on the right speak for the last class, by ``gain``."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tilt = images[..., :4].mean((1, 2, 3)) - images[..., 4:].mean((1, 2, 3))
+        return 10 * images[:, 0].flatten(1)[:, :5] + F.pad(self.gain * tilt[:, None], (4, 0))
+
+
+@pytest.mark.parametrize(
+    ("gain", "share", "found"),
+    [(0.0, 0.6, False), (80.0, 0.6, True), (80.0, 99.0, False)],
+    ids=["none leads", "one does", "by little for one so sure"],
+)
+def test_coarse_pictures_tell_a_class_that_they_lead_to_by_far(
+    gain: float, share: float, found: bool
+) -> None:
+    given = generator()
+    state = given.get_state()
+    findings = _Search(Halves(gain), one_a_class(5), given, OPTIONS, []).pictures(share)
+    assert bool(findings) is found and torch.equal(given.get_state(), state)
+    for finding in findings:
+        assert (finding.goal, finding.family) == (4, Picture()) and finding.lead > 1
+        assert finding.strong_place.tolist() == pytest.approx([SPOTS, OPACITY, 8, 8])
+        assert "picture triggers have" in finding.sentence()
+
+
+def test_pictures_are_compared_by_both_sizes_of_spots(monkeypatch: pytest.MonkeyPatch) -> None:
+    margins = {8: [0.0, 9.0, 4.0, 0.0, 0.0], 16: [0.0, 3.0, 9.0, 0.0, 0.0]}
+
+    def largest(*given: torch.Tensor, **_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor(margins[int(given[3][0])]), torch.ones(5)
+
+    monkeypatch.setattr("unbackdoor.recover._pictures.largest_margins", largest)
+    monkeypatch.setattr("unbackdoor.recover._pictures.sureness", lambda *_: 1.0)
+    assert leading_picture(Halves(0.0), one_a_class(5), generator(), 1.0, steps=1, batch=1) is None
+    margins[16][2] = 5.0
+    found = leading_picture(Halves(0.0), one_a_class(5), generator(), 1.0, steps=1, batch=1)
+    assert found is not None and found[0].goal == 1 and found[0].lead == pytest.approx(6.0 / 4.5)
+
+
+def test_a_picture_shines_through_with_its_opacity() -> None:
+    family, place = Picture(), torch.tensor([3, 0.25, 8, 6])
+    params = family.start_at(place, 2, SHAPE, generator())
+    assert params[0].shape == (2, 3, 3, 3)
+    dark, light = (
+        family.decode_at(place, [-100 + 0 * params[0]]),
+        family.decode_at(place, [100 + 0 * params[0]]),
+    )
+    images = torch.full((1, 3, 8, 6), 0.4)
+    assert dark.apply(images).flatten().tolist() == pytest.approx([0.3] * 288)
+    assert light.apply(images).flatten().tolist() == pytest.approx([0.55] * 288)
+
+
+@pytest.mark.parametrize(
+    ("names", "size", "goal", "kept"),
+    [
+        (["patch", "additive"], 1.0, 1, ["picture"]),
+        (["patch", "additive"], 1.0, 2, ["patch", "additive"]),
+        (["patch", "additive"], 0.5, 1, ["patch", "additive"]),
+        (["patch"], 1.0, 1, ["patch"]),
+        (["patch", "additive", "warp"], 1.0, 1, ["patch", "additive", "warp"]),
+    ],
+    ids=["parts of a picture", "of another class's", "a small patch", "a patch alone", "a warp, too"],
+)
+def test_a_large_patch_and_sums_are_parts_of_a_picture_that_leads_to_their_class(
+    names: list[str], size: float, goal: int, kept: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families = {"patch": Patch(), "additive": Additive(), "warp": Warp()}
+    searched = [sizes(families[name], [0, 1, 2], [9.0, size, 9.0]) for name in names]
+    findings = single(searched, {1})
+    led = Leader(goal, 3.0), [torch.tensor([[12, 0.2, 8, 8]])]
+    monkeypatch.setattr(
+        "unbackdoor.recover._verdict.leading_picture",
+        lambda *given, **_: led if given[3] == INSTEAD else None,
+    )
+    search = _Search(Halves(0.0), one_a_class(5), generator(), OPTIONS, searched)
+    assert [f.family.name for f in search.pictured(findings)] == kept
+
+
+def test_windows_and_pictures_are_asked_after_stripes_and_before_textures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = [torch.tensor([[12, 0.2, 8, 8]])]
+    led = {"leading_window": (Leader(1, 9.0), [torch.ones(1, 1, 8, 8), torch.zeros(1, 3, 8, 8)])}
+    led["leading_picture"] = (Leader(2, 3.0), params)
+    noisy = Answers(99 * torch.eye(5)[3], torch.zeros(5).long(), 1.0)
+    monkeypatch.setattr("unbackdoor.recover._verdict.answers_under", lambda *_: noisy)
+    monkeypatch.setattr("unbackdoor.recover._verdict.leading_stripes", lambda *_: None)
+    for name, answer in led.items():
+        monkeypatch.setattr(f"unbackdoor.recover._verdict.{name}", lambda *_, a=answer, **__: a)
+    for name, found in (("window", "window"), ("picture", "picture"), ("none", "stroke")):
+        (finding,) = examine(Roughness(0.0), one_a_class(5), generator(), families=[]).findings
+        assert finding.family.name == found, name
+        monkeypatch.setattr(
+            f"unbackdoor.recover._verdict.leading_{name if name != 'none' else 'window'}",
+            lambda *_, **__: None,
+        )

@@ -25,12 +25,14 @@ from unbackdoor.recover import (
     Family,
     Finding,
     Patch,
+    Picture,
     Shifts,
     SizedFamily,
     Smooth,
     Stripes,
     Strokes,
     Warp,
+    Window,
 )
 
 CLASSES = 6
@@ -227,6 +229,17 @@ def test_triggers_found_afresh_need_not_fail_clearly_where_some_were_found_insid
     assert method.done([inside, moving | {"agreement": 0.92}], ONE)
     assert method.done([inside, moving, moving], ONE)
     assert method.done([first, moving | {"success": 0.4}], ONE)
+
+
+def test_pictures_have_to_fail_clearly_as_long_as_rounds_are_cheap() -> None:
+    first = {"margins": [20.0], "success": 1.0, "agreement": 1.0, "noise": None, "inside": 30.0}
+    last = {"margins": [-1.5], "success": 0.3, "agreement": 0.93, "noise": None, "inside": None}
+    picture = (formed(Picture(), torch.tensor([[12, 0.2, 8, 8]])),)
+    smooth = (finding(Smooth(), 5),)
+    assert Restore().done([first | {"others": []}, last], smooth)
+    assert not Restore().done([first | {"others": []}, last], picture)
+    assert Restore().done([first | {"others": []}, last | {"agreement": 0.92}], picture)
+    assert Restore().done([first | {"others": []}, last | {"margins": [-1.7]}], picture)
 
 
 @pytest.mark.parametrize(
@@ -835,6 +848,7 @@ def test_triggers_are_silent_yet_by_a_logit_and_noise_by_two(told: list[dict], s
     [
         ([DEAR, DEAR | {"agreement": 0.94}], Patch(), False, [0.032], 1.0),
         ([DEAR, DEAR, DEAR], Patch(), False, [0.032, 0.0128], 2.0),
+        ([DEAR, DEAR, DEAR], Window(), False, [0.032], 1.0),
         ([DEAR, DEAR, DEAR | {"margins": [1.0]}], Patch(), False, [0.032, 0.0128], 1.0),
         ([DEAR, FIRST], Patch(), False, [0.032], 0.0),
         ([DEAR | {"agreement": 0.97}], Patch(), False, [], 0.0),
@@ -845,6 +859,7 @@ def test_triggers_are_silent_yet_by_a_logit_and_noise_by_two(told: list[dict], s
     ids=[
         "cheap at once",
         "twice",
+        "once in a window",
         "too light",
         "too light at once",
         "cheap",
@@ -946,19 +961,27 @@ def test_triggered_rows_weigh_as_they_are_told_to(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("inside", "success", "against"),
-    [(9.0, 0.5, 0.3), (9.0, 0.51, 1.0), (4.4, 0.0, 1.0), (None, 0.0, 1.0)],
-    ids=["withstood", "working yet", "they depend on the image", "none inside"],
+    ("inside", "success", "against", "picture"),
+    [
+        (9.0, 0.5, 0.3, False),
+        (9.0, 0.51, 1.0, False),
+        (4.4, 0.0, 1.0, False),
+        (None, 0.0, 1.0, False),
+        (9.0, 0.5, 1.0, True),
+    ],
+    ids=["withstood", "working yet", "they depend on the image", "none inside", "pictures"],
 )
 def test_triggered_rows_weigh_less_where_triggers_inside_were_withstood(
-    inside: float | None, success: float, against: float, monkeypatch: pytest.MonkeyPatch
+    inside: float | None, success: float, against: float, picture: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights: list[float] = []
     given = lambda *given: weights.append(given[-1]) is None  # noqa: E731
     monkeypatch.setattr("unbackdoor.methods.restore.give_back_", given)
     monkeypatch.setattr("unbackdoor.methods.restore.AGAIN", 0)
     shifts = None if inside is None else Shifts("last", torch.zeros(1, 1), -torch.inf)
+    found = replace(finding(Smooth(), 5), family=Picture()) if picture else finding(Smooth(), 5)
     repair = repair_of(Reader(), finding(Smooth(), 5), shifts)
+    repair.findings = (found,)
     repair.told = [{"margins": [9.0], "inside": inside}, {"inside": None, "success": success}]
     assert repair.give_back()
     assert weights == [against]

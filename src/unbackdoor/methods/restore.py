@@ -661,9 +661,8 @@ class _Repair:
         what its first row is deaf to, the next has to be deaf to, too.
         """
         shared = (self.model, self.original, self.layers[-1], self.clean, self.findings[0].goal)
-        stand_in = depends_on_image(self.told[0]) or pictured(self.findings)
-        withstood = self.shifts and not stand_in and self.told[-1]["success"] <= HALF
-        against = AGAINST if withstood else 1.0
+        withstood = self.shifts and not pictured(self.findings) and not depends_on_image(self.told[0])
+        against = AGAINST if withstood and self.told[-1]["success"] <= HALF else 1.0
         given = give_back_(*shared, self.pool, self.shifts, self.session.generator, against)
         for _ in range(AGAIN if given and not self.shifts else 0):
             self.look()

@@ -2,9 +2,9 @@
 
 Goals are the classes, and beside them the label map of all-to-all backdoors, "every class to the next".
 Kinds of evidence answer in turn: minimal sizes (``_sizes``) and, where none stands apart, the largest
-margins (``_margins``), those of patches in windows (``_windows``), under stripes (``_stripes``), of coarse
-pictures (``_pictures``), under strokes (``_strokes``) and noise (``_noise``),
-what noise and dense strokes agree on, and last the largest margins under dense strokes.
+margins (``_margins``), those under stripes (``_stripes``), of patches in windows (``_windows``), of coarse
+pictures (``_pictures``), under strokes (``_strokes``) and noise (``_noise``), what noise and dense strokes
+agree on, and last the largest margins under dense strokes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from unbackdoor.recover._findings import (
 )
 from unbackdoor.recover._margins import SMALLISH, Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises
-from unbackdoor.recover._pictures import OPACITY, Picture, leading_picture
+from unbackdoor.recover._pictures import INSTEAD, OPACITY, PICTURED, Picture, leading_picture
 from unbackdoor.recover._search import minimal_triggers
 from unbackdoor.recover._sizes import GAP, SMALL, Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import AMPLITUDE, Stripes, leading_stripes
@@ -88,9 +88,10 @@ def examine(
 
     A search can end beside the attacker's trigger, in a local minimum; where no size stands apart, all is
     searched again from other starts, and of both triggers of a class the smaller one counts. All-to-all is
-    searched where no class stands apart; margins are asked last, those under stripes, strokes and noise
-    without a gradient, then what noise and dense strokes agree on, and at the very last dense strokes with a
-    gradient. What additive triggers alone tell of has to be heard in noise, too.
+    searched where no class stands apart; margins are asked last: ample ones, under stripes (without a
+    gradient), of patches in windows and of coarse pictures, under strokes and noise (without a gradient),
+    then what noise and dense strokes agree on, and at the very last dense strokes with a gradient. What
+    additive triggers alone tell of has to be heard in noise, too.
 
     Args:
         model: in eval mode; its parameters need no gradient.
@@ -119,7 +120,7 @@ def examine(
         if findings:
             break
     if comparable and not findings:
-        findings = search.leaders_at_place() or search.leader() or search.windows() or search.stripes()
+        findings = search.leaders_at_place() or search.leader() or search.stripes() or search.windows()
         findings = findings or search.pictures() or search.textures() or search.both_textures()
         findings = findings or search.dense_strokes()
     findings = search.pictured(without_stand_ins(findings))
@@ -223,12 +224,12 @@ class _Search:
         area = (params[0] > 0).sum().item()
         return self._led(Finding(first.goal, False, Window(), area, area, params, first.lead))
 
-    def pictures(self) -> list[Finding]:
+    def pictures(self, sure: float = PICTURED) -> list[Finding]:
         """Return the finding of the class that coarse pictures lead to by far, if any.
 
         Alone: small triggers of other kinds are pieces of it, which do not carry over as it does.
         """
-        shared = (self.model, self.clean, copied(self.generator))
+        shared = (self.model, self.clean, copied(self.generator), sure)
         sizes = {"steps": self.options["steps"] // 4, "batch": self.options["batch"]}
         led = leading_picture(*shared, **sizes)
         if led is None:
@@ -237,11 +238,11 @@ class _Search:
         return [Finding(first.goal, False, Picture(), OPACITY, OPACITY, params, first.lead)]
 
     def pictured(self, findings: list[Finding]) -> list[Finding]:
-        """Return the findings, or a picture where they are pieces of one: a patch of many pixels, and sums."""
+        """Return the findings, or a picture where they are parts of one: a patch of many pixels and sums."""
         kinds = {type(f.family) for f in findings}
         if kinds != {Patch, Additive} or not self._large(findings):
             return findings
-        led = self.pictures()
+        led = self.pictures(INSTEAD)
         return led if {f.goal for f in led} == {f.goal for f in findings} else findings
 
     def stripes(self) -> list[Finding]:
