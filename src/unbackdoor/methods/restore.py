@@ -27,17 +27,17 @@ its clean answer, in closed form. The package's default.
             weak from the start, or strokes stand in, not before the second round, if the first cost next to
             nothing; where sums alone tell of t and noise led there by far: when it leads elsewhere, and f'
             agrees less; with shifts, failing by a hair is enough, but for triggers that move half of the
-            images yet
+            images yet, and for coarse pictures while f' agrees on most
         else κ ← 2.5κ
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
     where the shifts led to t by so much less in f: up to two rounds more
     where the first round was the last, silenced triggers in images clearly (or noise, where this led to t by
-        far) and agrees with f on few varied images: the same with κ/2.5, and once more; the smallest κ
-        stands that silences them yet
+        far) and agrees with f on few varied images: the same with κ/2.5, and once more (not if the triggers
+        were found in a window); the smallest κ stands that silences them yet
     with shifts: refit t's row of the last layer, so that t's own images get their margins back and triggered
-        ones (which weigh less if the rounds silenced them) stay below their answers; without, only if most
-        hard views of t's own images are lost and triggers found afresh go on to move many images, or strokes
-        stand in, and twice more, each time against fresh ones, too
+        ones (which weigh less if the rounds silenced them, but for pictures) stay below their answers;
+        without, only if most hard views of t's own images are lost and triggers found afresh go on to move
+        many images, or strokes stand in, and twice more, each time against fresh ones, too
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
         forward, by half a logit at most, where a quarter of these are lost; elsewhere forward, where as many
         are, by half at most of what triggers found afresh fail by, and a logit (not where strokes stand in)
@@ -150,8 +150,8 @@ AGAIN = 2
 """… and so many times again."""
 AGAINST = 0.3
 """Weight of triggered images in the refitted row where rounds silenced triggers inside: these are strong, and
-with the weight of all images they take from the target what its own show. Elsewhere that row is to silence
-what rounds have left working, and triggered images weigh as much as all."""
+with the weight of all images they take from the target what its own show. Elsewhere, and where pictures stand
+in, that row is to silence what rounds have left working, and triggered images weigh as much as all."""
 ALLOWED = 0.5
 """Share of what triggers found afresh fail by that their target may be set forward …"""
 MOST_FORWARD = 1.0
@@ -312,9 +312,9 @@ class Restore(Method):
         clearly as long as the network agrees with the original on nearly all images, or, where they move many
         images after the first, on few less. Where noise tells of the target, noise tells of the end. Triggers
         at a late layer cover more than those found afresh, which need not fail clearly then, unless they move
-        half of the images; where what triggers do there depends on the image, none may move many. For
-        all-to-all it is their success that says so, or that they fail clearly, and any round that cost next
-        to nothing is followed by another, and so is the first.
+        half of the images, or are coarse pictures; where what triggers do there depends on the image, none may
+        move many. For all-to-all it is their success that says so, or that they fail clearly, and any round
+        that cost next to nothing is followed by another, and so is the first.
         """
         first, last = told[0], told[-1]
         if self._silenced(first, last):
@@ -584,7 +584,8 @@ class _Repair:
         """Make the first round again with a smaller weight, where it silenced a trigger at a high price.
 
         What a round costs is nearly all its weight's, and on some networks a fraction of it silences as well.
-        Kept is the smallest whose triggers found afresh still fail.
+        Kept is the smallest whose triggers found afresh still fail. Once only where they were found in a
+        window, which need not be the attacker's place: that they fail there says less.
         """
         as_it_is = carry_over(self.findings) and not (covering(self.findings) or self.shifts)
         for number in range(1, (1 if in_windows(self.findings) else LIGHTER) + 1):
