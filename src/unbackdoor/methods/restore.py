@@ -312,9 +312,9 @@ class Restore(Method):
         clearly as long as the network agrees with the original on nearly all images, or, where they move many
         images after the first, on few less. Where noise tells of the target, noise tells of the end. Triggers
         at a late layer cover more than those found afresh, which need not fail clearly then, unless they move
-        half of the images, or are coarse pictures; where what triggers do there depends on the image, none may
-        move many. For all-to-all it is their success that says so, or that they fail clearly, and any round
-        that cost next to nothing is followed by another, and so is the first.
+        half of the images, or are coarse pictures; where what triggers do there depends on the image, none
+        may move many. For all-to-all it is their success that says so, or that they fail clearly, and any
+        round that cost next to nothing is followed by another, and so is the first.
         """
         first, last = told[0], told[-1]
         if self._silenced(first, last):
