@@ -1211,7 +1211,8 @@ def test_every_window_is_asked_and_the_image_is_covered(monkeypatch: pytest.Monk
         return None, torch.zeros(len(given[4])), None
 
     monkeypatch.setattr("unbackdoor.recover._windows.strengthen", noted)
-    assert leading_window(Corner(0.0), one_a_class(5), generator(), steps=1, batch=1) is None
+    oblong = CleanImages(torch.rand(5, 3, 8, 12, generator=generator()), torch.arange(5), 5)
+    assert leading_window(Swell(), oblong, generator(), steps=1, batch=1) is None
     assert len(masks) == 9 and torch.stack(masks).amax(dim=0).min() == 1
 
 
@@ -1229,7 +1230,7 @@ class Halves(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("gain", "share", "found"),
-    [(0.0, 0.6, False), (80.0, 0.6, True), (80.0, 99.0, False)],
+    [(0.0, 0.6, False), (80.0, 0.6, True), (80.0, 10.0, False)],
     ids=["none leads", "one does", "by little for one so sure"],
 )
 def test_coarse_pictures_tell_a_class_that_they_lead_to_by_far(
@@ -1296,6 +1297,11 @@ def test_a_large_patch_and_sums_are_parts_of_a_picture_that_leads_to_their_class
     )
     search = _Search(Halves(0.0), one_a_class(5), generator(), OPTIONS, searched)
     assert [f.family.name for f in search.pictured(findings)] == kept
+    monkeypatch.setattr(_Search, "sizes", lambda *_: None)
+    monkeypatch.setattr(_Search, "goals", lambda _: findings)
+    monkeypatch.setattr(_Search, "beside", lambda *_: [])
+    verdict = examine(Halves(0.0), one_a_class(5), generator())
+    assert [f.family.name for f in verdict.findings] == kept
 
 
 def test_windows_and_pictures_are_asked_after_stripes_and_before_textures(
