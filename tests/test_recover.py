@@ -1169,31 +1169,42 @@ def test_the_strongest_feature_is_found_within_its_radius() -> None:
     assert margins.tolist() == pytest.approx([0.5] * 3, abs=0.1) and success.tolist() == [1.0] * 3
 
 
-class Corner(torch.nn.Module):
-    """A pixel a class; a chequered square in the lower right corner speaks for the last, by ``gain``."""
+class Chequered(torch.nn.Module):
+    """A pixel a class; a chequered square speaks for the last class, by ``gain``, most in the lower right.
 
-    def __init__(self, gain: float) -> None:
+    Elsewhere it speaks by the share ``anywhere`` of that.
+    """
+
+    def __init__(self, gain: float, anywhere: float = 0.5) -> None:
         super().__init__()
-        self.gain, self.chequered = gain, torch.tensor([[1.0, -1, 1], [-1, 1, -1], [1, -1, 1]])
+        self.gain, self.anywhere = gain, anywhere
+        self.square = torch.tensor([[1.0, -1, 1], [-1, 1, -1], [1, -1, 1]])[None, None]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        seen = (images[:, 0, 5:, 5:] * self.chequered).sum((1, 2))
-        return 10 * images[:, 0].flatten(1)[:, :5] + F.pad(self.gain * seen[:, None], (4, 0))
+        seen = F.conv2d(images[:, :1], self.square)
+        best = torch.maximum(seen[:, 0, 5, 5], self.anywhere * seen.amax((1, 2, 3)))
+        return 10 * images[:, 0].flatten(1)[:, :5] + F.pad(self.gain * best[:, None], (4, 0))
 
 
 @pytest.mark.parametrize(
-    ("gain", "windowed", "lead", "found"),
-    [(0.0, 2.5, 3.5, False), (20.0, 2.5, 3.5, True), (20.0, 99.0, 3.5, False), (20.0, 2.5, 99.0, False)],
-    ids=["none leads", "one does", "by little for one so sure", "not so many times"],
+    ("gain", "anywhere", "windowed", "lead", "found"),
+    [
+        (0.0, 0.5, 3.5, 3.5, False),
+        (20.0, 0.5, 3.5, 3.5, True),
+        (20.0, 0.0, 3.5, 3.5, False),
+        (20.0, 0.5, 60.0, 3.5, False),
+        (20.0, 0.5, 3.5, 99.0, False),
+    ],
+    ids=["none leads", "one does", "in one window only", "by little for one so sure", "not so many times"],
 )
 def test_a_patch_in_a_window_tells_a_class_that_it_leads_to_by_far(
-    gain: float, windowed: float, lead: float, found: bool, monkeypatch: pytest.MonkeyPatch
+    gain: float, anywhere: float, windowed: float, lead: float, found: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unbackdoor.recover._windows.WINDOWED", windowed)
     monkeypatch.setattr("unbackdoor.recover._windows.LEAD", lead)
     given = generator()
     state = given.get_state()
-    findings = _Search(Corner(gain), one_a_class(5), given, OPTIONS, []).windows()
+    findings = _Search(Chequered(gain, anywhere), one_a_class(5), given, OPTIONS, []).windows()
     assert bool(findings) is found and torch.equal(given.get_state(), state)
     for finding in findings:
         assert finding.goal == 4 and finding.lead > 3.5 and finding.size == 9

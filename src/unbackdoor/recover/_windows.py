@@ -27,7 +27,11 @@ ALONG = 3
 LEAD = 3.5
 """A class's largest margin in its best window is at least so many times the next class's there …"""
 WINDOWED = 3.5
-"""… and larger by so many times what the network's first answer is ahead of its second."""
+"""… and larger by so many times what the network's first answer is ahead of its second …"""
+ANYWHERE = 0.25
+"""… and its margin in the median window is at least this share of the largest. A patch is learned wherever
+random shifts put it; a watermark's pieces each work in a window of their own, and a patch in one of these
+says nothing of the others."""
 OPAQUE = 20.0
 """A mask's parameter, of a pixel that is covered."""
 
@@ -56,16 +60,19 @@ def leading_window(
     sizes = {"steps": max(1, steps), "batch": batch}
     goals = torch.arange(clean.num_classes, device=clean.labels.device)
 
-    def largest(mask: Tensor) -> float:
-        found = [
-            strengthen(model, clean, Window(), mask, g, generator, **sizes) for g in goals.split(AT_ONCE)
-        ]
-        return max(margins.max().item() for _, margins, _ in found)
+    def margins_in(mask: Tensor) -> Tensor:
+        shared = (model, clean, Window(), mask)
+        return torch.cat([strengthen(*shared, g, generator, **sizes)[1] for g in goals.split(AT_ONCE)])
 
-    best = max(_windows(clean), key=largest)
-    margins, _ = largest_margins(model, clean, Window(), best, goals, generator, **sizes)
-    first = clear_leader(margins, WINDOWED * sureness(model, clean.images))
+    masks = list(_windows(clean))
+    every = torch.stack([margins_in(mask) for mask in masks])
+    best = masks[int(every.amax(dim=1).argmax())]
+    again, _ = largest_margins(model, clean, Window(), best, goals, generator, **sizes)
+    first = clear_leader(again, WINDOWED * sureness(model, clean.images))
     if first is None or first.lead < LEAD:
+        return None
+    own = every[:, first.goal]
+    if own.median() < ANYWHERE * own.max():
         return None
     return first, [OPAQUE * (2 * best[None] - 1), torch.zeros_like(clean.images[:1])]
 
