@@ -1227,6 +1227,18 @@ def test_every_window_is_asked_and_the_image_is_covered(monkeypatch: pytest.Monk
     assert len(masks) == 9 and torch.stack(masks).amax(dim=0).min() == 1
 
 
+@pytest.mark.parametrize(("margin", "found"), [(6.9, False), (7.1, True)], ids=["hardly", "by six logits"])
+def test_windows_of_a_network_that_is_sure_of_nothing_have_to_lead_by_some_logits(
+    margin: float, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    margins = torch.tensor([0.0, margin, 1.0, 0.0, 0.0])
+    monkeypatch.setattr("unbackdoor.recover._windows.sureness", lambda *_: 0.0)
+    monkeypatch.setattr("unbackdoor.recover._windows.strengthen", lambda *_, **__: (None, margins, None))
+    monkeypatch.setattr("unbackdoor.recover._windows.largest_margins", lambda *_, **__: (margins, None))
+    led = leading_window(Swell(), one_a_class(5), generator(), steps=1, batch=1)
+    assert (led is not None and led[0] == Leader(1, pytest.approx(margin))) is found
+
+
 class Halves(torch.nn.Module):
     """A pixel a class; light on the left and darkness on the right speak for the last class, by ``gain``."""
 
@@ -1258,7 +1270,7 @@ def test_coarse_pictures_tell_a_class_that_they_lead_to_by_far(
 
 
 def test_pictures_are_compared_by_both_sizes_of_spots(monkeypatch: pytest.MonkeyPatch) -> None:
-    margins = {8: [0.0, 9.0, 4.0, 0.0, 0.0], 16: [0.0, 3.0, 9.0, 0.0, 0.0]}
+    margins = {8: [0.0, 20.0, 4.0, 0.0, 0.0], 16: [0.0, 3.0, 20.0, 0.0, 0.0]}
 
     def largest(*given: torch.Tensor, **_: int) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.tensor(margins[int(given[3][0])]), torch.ones(5)
@@ -1268,7 +1280,9 @@ def test_pictures_are_compared_by_both_sizes_of_spots(monkeypatch: pytest.Monkey
     assert leading_picture(Halves(0.0), one_a_class(5), generator(), 1.0, steps=1, batch=1) is None
     margins[16][2] = 5.0
     found = leading_picture(Halves(0.0), one_a_class(5), generator(), 1.0, steps=1, batch=1)
-    assert found is not None and found[0].goal == 1 and found[0].lead == pytest.approx(6.0 / 4.5)
+    assert found is not None and found[0].goal == 1 and found[0].lead == pytest.approx(11.5 / 4.5)
+    margins[16][2] = 8.0  # ahead by 5.5 logits
+    assert leading_picture(Halves(0.0), one_a_class(5), generator(), 1.0, steps=1, batch=1) is None
 
 
 def test_a_picture_shines_through_with_its_opacity() -> None:

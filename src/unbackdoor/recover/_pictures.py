@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import Family, Params, Shape
 from unbackdoor.recover._margins import Leader, largest_margins
-from unbackdoor.recover._textures import clear_leader, sureness
+from unbackdoor.recover._search import LIMIT
+from unbackdoor.recover._textures import CLEAR, clear_leader, sureness
 from unbackdoor.recover._triggers import Overlay, Recovered
 
 SPOTS = 12
@@ -28,7 +29,7 @@ alone is a class that looks so."""
 OPACITY = 0.2
 PICTURED = 0.6
 """A class's margin is larger than the next one's by so many times what the network's first answer is ahead of
-its second: by 0.32 times at most in twelve examinations of clean networks …"""
+its second, and by ``CLEAR``: by 0.32 times at most in twelve examinations of clean networks …"""
 INSTEAD = 1.0
 """… and by so many times that where other triggers tell of the class already: stripes, which are no picture,
 are followed by coarse ones too, by 0.91 times at most in three examinations of such a network."""
@@ -79,7 +80,7 @@ def leading_picture(
         largest_margins(model, clean, Picture(), _place(spots, clean), goals, generator, **sizes)[0]
         for spots in COMPARED
     ]
-    ahead = sure * sureness(model, clean.images)
+    ahead = max(CLEAR, sure * sureness(model, clean.images[:LIMIT]))
     first = clear_leader(torch.stack(margins).mean(dim=0), ahead)
     return (first, [_place(SPOTS, clean)[None]]) if first else None
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import Params, Patch
 from unbackdoor.recover._margins import AT_ONCE, Leader, largest_margins
-from unbackdoor.recover._search import strengthen
-from unbackdoor.recover._textures import clear_leader, sureness
+from unbackdoor.recover._search import LIMIT, strengthen
+from unbackdoor.recover._textures import CLEAR, clear_leader, sureness
 
 SIDE = 0.375
 """Side of a window as a share of the image's."""
@@ -27,7 +27,7 @@ ALONG = 3
 LEAD = 3.5
 """A class's largest margin in its best window is at least so many times the next class's there …"""
 WINDOWED = 3.5
-"""… and larger by so many times what the network's first answer is ahead of its second …"""
+"""… and larger by so many times what the network's first answer is ahead of its second, and by ``CLEAR`` …"""
 ANYWHERE = 0.25
 """… and its margin in the median window is at least this share of the largest. A patch is learned wherever
 random shifts put it; a watermark's pieces each work in a window of their own, and a patch in one of these
@@ -68,7 +68,8 @@ def leading_window(
     every = torch.stack([margins_in(mask) for mask in masks])
     best = masks[int(every.amax(dim=1).argmax())]
     again, _ = largest_margins(model, clean, Window(), best, goals, generator, **sizes)
-    first = clear_leader(again, WINDOWED * sureness(model, clean.images))
+    ahead = max(CLEAR, WINDOWED * sureness(model, clean.images[:LIMIT]))
+    first = clear_leader(again, ahead)
     if first is None or first.lead < LEAD:
         return None
     own = every[:, first.goal]
