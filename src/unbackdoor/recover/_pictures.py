@@ -29,7 +29,8 @@ alone is a class that looks so."""
 OPACITY = 0.2
 PICTURED = 0.6
 """A class's margin is larger than the next one's by so many times what the network's first answer is ahead of
-its second, and by ``CLEAR``: by 0.32 times at most in twelve examinations of clean networks …"""
+its second, and by ``CLEAR``: by half at most, and by no more than four logits, in 22 examinations of clean
+networks …"""
 INSTEAD = 1.0
 """… and by so many times that where other triggers tell of the class already: stripes, which are no picture,
 are followed by coarse ones too, by 0.91 times at most in three examinations of such a network."""
