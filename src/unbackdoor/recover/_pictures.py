@@ -27,6 +27,7 @@ COMPARED = (8, 16)
 """The same of the pictures that classes are compared by; both margins are averaged. What leads by the one
 alone is a class that looks so."""
 OPACITY = 0.2
+"""α of the pictures: what blending attacks use, or a little more."""
 PICTURED = 0.6
 """A class's margin is larger than the next one's by so many times what the network's first answer is ahead of
 its second, and by ``CLEAR``: by half at most, and by no more than four logits, in 22 examinations of clean
