@@ -1321,7 +1321,7 @@ def test_a_large_patch_and_sums_are_parts_of_a_picture_that_leads_to_their_class
         lambda *given, **_: led if given[3] == INSTEAD else None,
     )
     search = _Search(Halves(0.0), one_a_class(5), generator(), OPTIONS, searched)
-    assert [f.family.name for f in search.pictured(findings)] == kept
+    assert [f.family.name for f in search.as_picture(findings)] == kept
     monkeypatch.setattr(_Search, "sizes", lambda *_: None)
     monkeypatch.setattr(_Search, "goals", lambda _: findings)
     monkeypatch.setattr(_Search, "beside", lambda *_: [])

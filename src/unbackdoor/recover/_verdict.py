@@ -123,7 +123,7 @@ def examine(
         findings = search.leaders_at_place() or search.leader() or search.stripes() or search.windows()
         findings = findings or search.pictures() or search.textures() or search.both_textures()
         findings = findings or search.dense_strokes()
-    findings = search.pictured(without_stand_ins(findings))
+    findings = search.as_picture(without_stand_ins(findings))
     findings += search.beside(findings)
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
 
@@ -237,7 +237,7 @@ class _Search:
         first, params = led
         return [Finding(first.goal, False, Picture(), OPACITY, OPACITY, params, first.lead)]
 
-    def pictured(self, findings: list[Finding]) -> list[Finding]:
+    def as_picture(self, findings: list[Finding]) -> list[Finding]:
         """Return the findings, or a picture where they are parts of one: a patch of many pixels and sums."""
         kinds = {type(f.family) for f in findings}
         if kinds != {Patch, Additive} or not self._large(findings):

@@ -7,7 +7,7 @@ anything that chance finds there, for any class.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -61,11 +61,11 @@ def leading_window(
     goals = torch.arange(clean.num_classes, device=clean.labels.device)
 
     def margins_in(mask: Tensor) -> Tensor:
-        # Of the last step's images: to measure all windows on all clean images takes longer than the search.
+        # The last step's images do to choose a window: with many clean ones, all take as long as the search.
         shared = (model, clean, Window(), mask)
         return torch.cat([strengthen(*shared, g, generator, **sizes)[1] for g in goals.split(AT_ONCE)])
 
-    masks = list(_windows(clean))
+    masks = _windows(clean)
     every = torch.stack([margins_in(mask) for mask in masks])
     best = masks[int(every.amax(dim=1).argmax())]
     again, _ = largest_margins(model, clean, Window(), best, goals, generator, **sizes)
@@ -79,14 +79,15 @@ def leading_window(
     return first, [OPAQUE * (2 * best[None] - 1), torch.zeros_like(clean.images[:1])]
 
 
-def _windows(clean: CleanImages) -> Iterator[Tensor]:
+def _windows(clean: CleanImages) -> list[Tensor]:
     """Return the windows as masks (1, H, W) in {0, 1}."""
     height, width = clean.images.shape[2:]
-    for top, down in _spans(height):
-        for left, along in _spans(width):
-            mask = torch.zeros(1, height, width).to(clean.images)
-            mask[:, top : top + down, left : left + along] = 1
-            yield mask
+    masks = []
+    for (top, down), (left, along) in itertools.product(_spans(height), _spans(width)):
+        mask = torch.zeros(1, height, width).to(clean.images)
+        mask[:, top : top + down, left : left + along] = 1
+        masks.append(mask)
+    return masks
 
 
 def _spans(side: int) -> list[tuple[int, int]]:
