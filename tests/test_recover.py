@@ -32,13 +32,14 @@ from unbackdoor.recover import (
 )
 from unbackdoor.recover._families import Ball
 from unbackdoor.recover._findings import shift_of, single, strokes_to
-from unbackdoor.recover._margins import Leader, leader, leader_at_place
+from unbackdoor.recover._margins import FINALISTS, Leader, finalists, leader, leader_at_place
 from unbackdoor.recover._noise import noises, noisy
 from unbackdoor.recover._pictures import INSTEAD, OPACITY, SPOTS, leading_picture
 from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
 from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import _first, _first_upright, leading_stripes
 from unbackdoor.recover._strokes import (
+    DENSE_COUNT,
     KINDS,
     draw_strokes,
     leading_strokes,
@@ -197,6 +198,25 @@ def test_a_faint_trigger_is_told_by_its_lead_in_margin(
     assert found is None or found.lead > 1.45
 
 
+@pytest.mark.parametrize(("classes", "asked"), [(FINALISTS, []), (FINALISTS + 2, [4, 4])])
+def test_of_many_classes_those_that_lead_in_any_place_are_searched_to_the_end(
+    classes: int, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def lasts(*given: torch.Tensor, **sizes: int) -> torch.Tensor:
+        steps.append(sizes["steps"])
+        margins = torch.arange(classes) * 1.0
+        margins[int(given[3])] = 99.0
+        return margins
+
+    monkeypatch.setattr("unbackdoor.recover._margins.last_margins", lasts)
+    places = [torch.tensor(0), torch.tensor(1)]
+    found = finalists(Swell(), one_a_class(classes), Patch(), places, generator(), steps=12, batch=5)
+    every = list(range(classes))
+    assert found.tolist() == (every if classes == FINALISTS else [0, 1, *every[4:]]) and steps == asked
+
+
 class Swell(torch.nn.Module):
     """A pixel a class, but the last class is read from the light of the whole image."""
 
@@ -215,7 +235,7 @@ def test_a_smooth_trigger_stands_apart_only_among_smooth_ones() -> None:
 
 
 def test_the_verdict_rests_on_every_family() -> None:
-    verdict = examine(Swell(), replace(one_a_class(5), num_classes=6), generator(), steps=2, attempts=1)
+    verdict = examine(Swell(), replace(one_a_class(5), num_classes=6), generator(), steps=2)
     assert list(verdict.sizes) == ["patch", "additive", "smooth", "warp"]
 
 
@@ -340,29 +360,6 @@ def test_a_search_for_all_to_all_that_ends_in_between_goes_on(
     assert shifted.shifts() is found and len(asked) == searches
     assert [options["steps"] for options in asked] == [160, *[80] * (searches - 1)]
     assert [options.get("warm") for options in asked] == [None, *results[: searches - 1]]
-
-
-def test_two_searches_keep_the_smaller_trigger_of_each_class_that_works() -> None:
-    first = minimal([0, 1, 3], [9.0, 2.0, 4.0], [0.9, 0.1, 0.9])
-    second = minimal([0, 1, 2], [8.0, 5.0, 6.0], [0.9, 0.8, 0.2])
-    both = first.merge(second, enough=0.5)
-    assert both.goals.tolist() == [0, 1, 2, 3] and both.sizes.tolist() == [8.0, 5.0, 6.0, 4.0]
-    torch.testing.assert_close(both.params[0], torch.cat([second.params[0], first.params[0][2:]]))
-
-
-def test_two_searches_of_finalists_keep_as_many_of_them() -> None:
-    first, second = sizes(Patch(), [0, 1, 3], [9.0, 2.0, 4.0]), sizes(Patch(), [0, 1, 2], [8.0, 5.0, 6.0])
-    assert first.merge(second).to_dict() == {1: 2.0, 2: 6.0, 3: 4.0, 5: 90.0}
-
-
-def test_where_nothing_is_found_all_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    alike, apart = [9.0, 8.0, 10.0, 11.0, 12.0], [9.0, 2.0, 10.0, 11.0, 12.0]
-    left = [sizes(Patch(), [0, 1, 2, 3, 4], values) for values in (alike, apart, alike)]
-    monkeypatch.setattr("unbackdoor.recover._verdict.search_sizes", lambda *_, **__: left.pop(0))
-    clean = CleanImages(torch.zeros(5, 3, 32, 32), torch.arange(5), 5)
-    verdict = examine(Shifter(), clean, generator(), families=[Patch()])
-    assert [finding.goal for finding in verdict.findings] == [1]
-    assert verdict.sizes["patch"][0] == 9.0 and len(left) == 1
 
 
 @pytest.mark.parametrize(
@@ -637,7 +634,7 @@ def test_dense_strokes_tell_a_class_that_leads_all_others(
     answers = Answers(torch.tensor(random), torch.zeros(5).long(), 2.0)
 
     def largest(*given: object, **_: int) -> tuple[torch.Tensor, torch.Tensor]:
-        spread = torch.arange(-3.5, 4.0).repeat(5)
+        spread = (torch.arange(DENSE_COUNT) - (DENSE_COUNT - 1) / 2).repeat(5)
         return torch.tensor(margins)[given[4]] + spread, torch.ones(len(given[4]))
 
     monkeypatch.setattr("unbackdoor.recover._strokes.largest_margins", largest)
@@ -1217,11 +1214,11 @@ def test_a_patch_in_a_window_tells_a_class_that_it_leads_to_by_far(
 def test_every_window_is_asked_and_the_image_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = []
 
-    def noted(*given: torch.Tensor, **_: int) -> tuple[None, torch.Tensor, None]:
+    def noted(*given: torch.Tensor, **_: int) -> torch.Tensor:
         masks.append(given[3])
-        return None, torch.zeros(len(given[4])), None
+        return torch.zeros(len(given[4]))
 
-    monkeypatch.setattr("unbackdoor.recover._windows.strengthen", noted)
+    monkeypatch.setattr("unbackdoor.recover._windows.last_margins", noted)
     oblong = CleanImages(torch.rand(5, 3, 8, 12, generator=generator()), torch.arange(5), 5)
     assert leading_window(Swell(), oblong, generator(), steps=1, batch=1) is None
     assert len(masks) == 9 and torch.stack(masks).amax(dim=0).min() == 1
@@ -1233,7 +1230,7 @@ def test_windows_of_a_network_that_is_sure_of_nothing_have_to_lead_by_some_logit
 ) -> None:
     margins = torch.tensor([0.0, margin, 1.0, 0.0, 0.0])
     monkeypatch.setattr("unbackdoor.recover._windows.sureness", lambda *_: 0.0)
-    monkeypatch.setattr("unbackdoor.recover._windows.strengthen", lambda *_, **__: (None, margins, None))
+    monkeypatch.setattr("unbackdoor.recover._windows.last_margins", lambda *_, **__: margins)
     monkeypatch.setattr("unbackdoor.recover._windows.largest_margins", lambda *_, **__: (margins, None))
     led = leading_window(Swell(), one_a_class(5), generator(), steps=1, batch=1)
     assert (led is not None and led[0] == Leader(1, pytest.approx(margin))) is found
@@ -1327,6 +1324,19 @@ def test_a_large_patch_and_sums_are_parts_of_a_picture_that_leads_to_their_class
     monkeypatch.setattr(_Search, "beside", lambda *_: [])
     verdict = examine(Halves(0.0), one_a_class(5), generator())
     assert [f.family.name for f in verdict.findings] == kept
+
+
+def test_what_takes_little_time_is_asked_first_where_no_size_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    kinds = ["leaders_at_place", "stripes", "windows", "pictures", "textures", "leader"]
+    kinds += ["all_to_all", "both_textures", "dense_strokes"]
+    for kind in kinds:
+        monkeypatch.setattr(_Search, kind, lambda *_, name=kind: asked.append(name))
+    found = sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 8.0, 10.0, 11.0, 12.0])
+    monkeypatch.setattr("unbackdoor.recover._verdict.search_sizes", lambda *_, **__: found)
+    monkeypatch.setattr(_Search, "dense_strokes", lambda _: [strokes_to(2, 20, 0.07, lead=2.0)])
+    verdict = examine(Roughness(0.0), one_a_class(5), generator(), families=[Patch()])
+    assert asked == kinds[:-1] and [f.goal for f in verdict.findings] == [2]
 
 
 def test_windows_and_pictures_are_asked_after_stripes_and_before_textures(

@@ -105,6 +105,7 @@ from torch import Tensor, nn
 from unbackdoor._augment import noise, random_flip
 from unbackdoor._clean import CleanImages
 from unbackdoor._errors import require
+from unbackdoor._layout import channels_last
 from unbackdoor._layers import (
     LayerRows,
     add_to_weight_,
@@ -255,6 +256,10 @@ class Restore(Method):
 
     def run(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
         model.eval().requires_grad_(False)
+        with channels_last(model, clean.images):
+            return self._examine_and_erase(model, clean, session)
+
+    def _examine_and_erase(self, model: nn.Module, clean: CleanImages, session: Session) -> dict[str, Any]:
         verdict = examine(
             model,
             clean,

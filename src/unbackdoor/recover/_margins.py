@@ -8,6 +8,7 @@ are compared within an ample budget.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,9 @@ lead is ``LEAD`` at least: of classes that look alike one is easy to reach, but 
 SMALLISH = 0.6
 """The ratio up to which it is asked: at the places of larger triggers chance leads by as much."""
 FINALISTS = 10
-"""Classes that are searched a second time, from other starts; both margins are averaged."""
+"""Of more classes than these, only so many are searched to the end, those that lead …"""
+HEAT = 1 / 3
+"""… after so large a part of the steps."""
 AT_ONCE = 20
 """Searches side by side."""
 
@@ -55,7 +58,8 @@ def leader(
 ) -> Leader | None:
     """Return the class whose strongest triggers within the budget lead all others', if any.
 
-    All classes are searched, also those whose small triggers are not easy, the best ones twice.
+    All classes are searched, also those whose small triggers are not easy, the finalists twice, from other
+    starts; both margins are averaged.
 
     Args:
         model, clean, family, generator, batch: as for ``strengthen``.
@@ -67,14 +71,57 @@ def leader(
     """
     sizes = {"steps": max(1, steps), "batch": batch}
     place = torch.tensor(BUDGET * median).to(clean.images)
-    goals = torch.arange(clean.num_classes, device=clean.labels.device)
+    goals = finalists(model, clean, family, [place], generator, **sizes)
     margins, success = largest_margins(model, clean, family, place, goals, generator, **sizes)
-    finalists = goals[margins.topk(min(FINALISTS, len(goals))).indices].sort().values
-    again, _ = largest_margins(model, clean, family, place, finalists, generator, **sizes)
-    (best, second), order = ((margins[finalists] + again) / 2).topk(2)
+    again, _ = largest_margins(model, clean, family, place, goals, generator, **sizes)
+    (best, second), order = ((margins + again) / 2).topk(2)
     if success.median() < REACHED or second <= 0 or best < LEAD * second:
         return None
-    return Leader(int(finalists[order[0]]), (best / second).item())
+    return Leader(int(goals[order[0]]), (best / second).item())
+
+
+def finalists(
+    model: nn.Module,
+    clean: CleanImages,
+    family: Family,
+    places: Sequence[Tensor],
+    generator: torch.Generator,
+    *,
+    steps: int,
+    batch: int,
+) -> Tensor:
+    """Return the classes to search to the end, int64 (K,), in order: all, or those that lead in any place.
+
+    Args:
+        model, clean, family, generator, batch: as for ``strengthen``; steps: those of a search to the end.
+        places: where triggers are compared, at least one.
+    """
+    goals = torch.arange(clean.num_classes, device=clean.labels.device)
+    if len(goals) <= FINALISTS:
+        return goals
+    sizes = {"steps": max(1, round(HEAT * steps)), "batch": batch}
+    every = [last_margins(model, clean, family, place, goals, generator, **sizes) for place in places]
+    return torch.stack(every).amax(dim=0).topk(FINALISTS).indices.sort().values
+
+
+def last_margins(
+    model: nn.Module,
+    clean: CleanImages,
+    family: Family,
+    place: Tensor,
+    goals: Tensor,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    batch: int,
+) -> Tensor:
+    """Return each goal's margin at ``place`` over the images of the last step, (K,).
+
+    They do to choose by: with many clean images, all take as long as the search.
+    """
+    shared = (model, clean, family, place)
+    searched = [strengthen(*shared, some, generator, steps=steps, batch=batch) for some in goals.split(AT_ONCE)]
+    return torch.cat([margins for _, margins, _ in searched])
 
 
 def leader_at_place(

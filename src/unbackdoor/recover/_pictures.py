@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import Family, Params, Shape
-from unbackdoor.recover._margins import Leader, largest_margins
+from unbackdoor.recover._margins import Leader, finalists, largest_margins
 from unbackdoor.recover._search import LIMIT
 from unbackdoor.recover._textures import CLEAR, clear_leader, sureness
 from unbackdoor.recover._triggers import Overlay, Recovered
@@ -76,15 +76,13 @@ def leading_picture(
     Returns:
         The leader and a picture's parameters for ``Finding``; ``None`` if no class leads.
     """
-    goals = torch.arange(clean.num_classes, device=clean.labels.device)
-    sizes = {"steps": max(1, steps), "batch": batch}
-    margins = [
-        largest_margins(model, clean, Picture(), _place(spots, clean), goals, generator, **sizes)[0]
-        for spots in COMPARED
-    ]
+    sizes, places = {"steps": max(1, steps), "batch": batch}, [_place(spots, clean) for spots in COMPARED]
+    # By the coarsest pictures, which lead to the fewest classes.
+    goals = finalists(model, clean, Picture(), places[:1], generator, **sizes)
+    margins = [largest_margins(model, clean, Picture(), p, goals, generator, **sizes)[0] for p in places]
     ahead = max(CLEAR, sure * sureness(model, clean.images[:LIMIT]))
     first = clear_leader(torch.stack(margins).mean(dim=0), ahead)
-    return (first, [_place(SPOTS, clean)[None]]) if first else None
+    return (Leader(int(goals[first.goal]), first.lead), [_place(SPOTS, clean)[None]]) if first else None
 
 
 def _place(spots: int, clean: CleanImages) -> Tensor:

@@ -51,23 +51,8 @@ class Minimal:
 
     def rows(self, index: Tensor | slice) -> Minimal:
         """Return some of the rows."""
-        figures = (figure[index] for figure in self._figures)
-        return Minimal(self.goals[index], *figures, [p[index] for p in self.params])
-
-    def merge(self, other: Minimal, enough: float) -> Minimal:
-        """Return the better trigger of each goal in either: one that moves ``enough`` images, the smaller."""
-        goals = torch.cat([self.goals, other.goals])
-        figures = (torch.cat(pair) for pair in zip(self._figures, other._figures, strict=True))
-        params = [torch.cat(pair) for pair in zip(self.params, other.params, strict=True)]
-        both = Minimal(goals, *figures, params)
-        # Unreached ones after all others; read from the last on, the first of each goal is kept.
-        order = torch.where(both.success >= enough, both.sizes, both.sizes + both.sizes.sum()).argsort()
-        best = {int(goals[row]): row for row in reversed(order.tolist())}
-        return both.rows(torch.tensor([best[goal] for goal in sorted(best)], device=goals.device))
-
-    @property
-    def _figures(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.sizes, self.success, self.weights
+        figures = (figure[index] for figure in (self.goals, self.sizes, self.success, self.weights))
+        return Minimal(*figures, [p[index] for p in self.params])
 
 
 def margin(logits: Tensor, classes: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ MOST_TARGETS = 3
 ALIKE = 1.3
 """Several targets are about as easy as each other: no larger than this times the smallest."""
 FINALISTS = 10
-HEAT = 0.2
-"""Share of the steps after which the finalists are picked."""
+HEAT, HEAT_BATCH = 0.2, 0.6
+"""Share of the steps after which the finalists are picked, and of the images that each step until then has."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +107,6 @@ class Sizes:
         easiest = self.classes.sizes.where(self.reached, torch.inf).min().item()
         return shift.sizes.item() <= min(GAP * self.median, easiest)
 
-    def merge(self, other: Sizes) -> Sizes:
-        """Return the smaller trigger of each class in two searches of the same family.
-
-        All-to-all is that of ``other``. Both searches end in one of many local minima; the smaller one is
-        nearer to what the class needs.
-        """
-        both = self.classes.merge(other.classes, REACHED)
-        finalists = both.sizes.argsort()[: len(other.classes.goals)].sort().values
-        return replace(other, classes=both.rows(finalists))
-
     def to_dict(self) -> dict[int, float]:
         """Return {goal: size}, all-to-all as the goal past the last class."""
         sizes: dict[int, float] = {}
@@ -149,13 +139,14 @@ def search_sizes(
     All classes are searched for a while, and only those with the smallest triggers to the end.
     """
     classes = torch.arange(clean.num_classes, device=clean.labels.device)
-    heat = steps if len(classes) <= FINALISTS else max(1, round(HEAT * steps))
-    minimal = minimal_triggers(model, clean, family, classes, generator, steps=heat, batch=batch)
-    if heat < steps:
-        finalists = minimal.rows(minimal.sizes.argsort()[:FINALISTS].sort().values)
-        last = {"steps": steps - heat, "batch": batch, "warm": finalists}
-        minimal = minimal_triggers(model, clean, family, finalists.goals, generator, **last)
-    return Sizes(family, minimal, clean.num_classes)
+    shared, sizes = (model, clean, family), {"steps": steps, "batch": batch}
+    if len(classes) <= FINALISTS:
+        return Sizes(family, minimal_triggers(*shared, classes, generator, **sizes), clean.num_classes)
+    heat = {"steps": max(1, round(HEAT * steps)), "batch": max(1, round(HEAT_BATCH * batch))}
+    first = minimal_triggers(*shared, classes, generator, **heat)
+    finalists = first.rows(first.sizes.argsort()[:FINALISTS].sort().values)
+    rest = sizes | {"steps": max(1, steps - heat["steps"]), "warm": finalists}
+    return Sizes(family, minimal_triggers(*shared, finalists.goals, generator, **rest), clean.num_classes)
 
 
 def search_shift(

@@ -28,7 +28,7 @@ LEAST = -1.0
 DENSE = 20, 0.07
 """Number and width of strokes that leave little of an image. What such strokes are strongest at is no class's
 own look: clean networks are led to several classes about as well, backdoored ones often to the target."""
-DENSE_COUNT = 8
+DENSE_COUNT = 4
 """Searches a class, whose margins are averaged."""
 LEAD, DENSE_SURE = 1.4, 0.35
 """A class's margin there is at least so many times the next one's, and larger by so many times what the

@@ -81,7 +81,6 @@ def examine(
     families: Sequence[SizedFamily] = FAMILIES,
     steps: int = 75,
     batch: int = 5,
-    attempts: int = 2,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verdict:
     """Search minimal triggers of every goal in every family and name the goals that stand apart.
@@ -99,8 +98,7 @@ def examine(
         generator: the only source of randomness.
         families: spaces of triggers, searched one after the other.
         steps: Adam steps a family; batch: images a step and goal.
-        attempts: searches at most, the later ones only while no size stands apart, at least 1.
-        tell: called with (families done, families in all) of the attempt.
+        tell: called with (families done, families in all).
 
     Returns:
         The verdict. A class that stands apart rules out all-to-all. With fewer than four classes there is
@@ -114,15 +112,9 @@ def examine(
     comparable = clean.num_classes >= LEAST_CLASSES
     search = _Search(model, clean, generator, {"steps": steps, "batch": batch})
     findings: list[Finding] = []
-    for _ in range(attempts if comparable else 1):
-        search.sizes(families, tell)
-        findings = search.goals() if comparable else []
-        if findings:
-            break
-    if comparable and not findings:
-        findings = search.leaders_at_place() or search.leader() or search.stripes() or search.windows()
-        findings = findings or search.pictures() or search.textures() or search.both_textures()
-        findings = findings or search.dense_strokes()
+    search.sizes(families, tell)
+    if comparable:
+        findings = search.goals() or search.beyond_sizes()
     findings = search.as_picture(without_stand_ins(findings))
     findings += search.beside(findings)
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
@@ -145,11 +137,9 @@ class _Search:
     found: list[Sizes] = field(default_factory=list)
 
     def sizes(self, families: Sequence[SizedFamily], tell: Callable[[int, int], None]) -> None:
-        """Search the classes in every family, once more where they were searched before."""
-        before, self.found = self.found, []
+        """Search the classes in every family."""
         for done, family in enumerate(families, start=1):
-            new = search_sizes(self.model, self.clean, family, self.generator, **self.options)
-            self.found.append(before[done - 1].merge(new) if before else new)
+            self.found.append(search_sizes(self.model, self.clean, family, self.generator, **self.options))
             tell(done, len(families))
 
     def goals(self) -> list[Finding]:
@@ -159,15 +149,31 @@ class _Search:
         counts there where it is reached by so much sooner that the class is a piece of it.
         """
         targets = self.targets()
-        if not targets:
-            return self.all_to_all(self.found, self.generator)
-        easiest = min(f.ratio for f in targets)
-        if easiest <= CERTAIN:
+        if not targets or min(f.ratio for f in targets) <= CERTAIN:
             return targets
         families = {f.family for f in targets}
         searched = [found for found in self.found if found.family in families]
         shifts = self.all_to_all(searched, copied(self.generator))
+        easiest = min(f.ratio for f in targets)
         return [f for f in shifts if f.ratio <= GAP * easiest] or targets
+
+    def beyond_sizes(self) -> list[Finding]:
+        """Return the findings of the first kind of evidence that tells of a goal where no size does.
+
+        What takes little time and tells by far comes first, all-to-all and dense strokes, which take the
+        longest, last.
+        """
+        return (
+            self.leaders_at_place()
+            or self.stripes()
+            or self.windows()
+            or self.pictures()
+            or self.textures()
+            or self.leader()
+            or self.all_to_all(self.found, self.generator)
+            or self.both_textures()
+            or self.dense_strokes()
+        )
 
     def targets(self) -> list[Finding]:
         """Return the findings of the classes that stand apart in any family.
@@ -206,9 +212,12 @@ class _Search:
         return self._heard(self._led(own))
 
     def leader(self) -> list[Finding]:
-        """Return the findings of the class that leads in the margin of ample additive triggers, if any."""
+        """Return the findings of the class that leads in the margin of ample additive triggers, if any.
+
+        They are searched only where noise brings images near some class: what they find has to be heard there.
+        """
         sums = self._sums
-        if sums is None:
+        if sums is None or self._under_noise.margins.max() < UNHEARD:
             return []
         shared = (self.model, self.clean, sums.family, sums.median)
         first = leader(*shared, self.generator, **self._half)

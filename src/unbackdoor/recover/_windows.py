@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import Params, Patch
-from unbackdoor.recover._margins import AT_ONCE, Leader, largest_margins
-from unbackdoor.recover._search import LIMIT, strengthen
+from unbackdoor.recover._margins import Leader, finalists, largest_margins, last_margins
+from unbackdoor.recover._search import LIMIT
 from unbackdoor.recover._textures import CLEAR, clear_leader, sureness
 
 SIDE = 0.375
@@ -49,7 +49,7 @@ def leading_window(
 ) -> tuple[Leader, Params] | None:
     """Return the class that a patch in one window leads to by far, with a mask of the window.
 
-    All classes are searched in all windows, and then, in that of the largest margin, once more.
+    The finalists are searched in all windows, and then, in that of the largest margin, once more.
 
     Args:
         model, clean, generator, batch: as for ``strengthen``; steps: Adam steps, at least one is made.
@@ -57,26 +57,19 @@ def leading_window(
     Returns:
         The leader and a patch's parameters for ``Finding``; ``None`` if no class leads.
     """
-    sizes = {"steps": max(1, steps), "batch": batch}
-    goals = torch.arange(clean.num_classes, device=clean.labels.device)
-
-    def margins_in(mask: Tensor) -> Tensor:
-        # The last step's images do to choose a window: with many clean ones, all take as long as the search.
-        shared = (model, clean, Window(), mask)
-        return torch.cat([strengthen(*shared, g, generator, **sizes)[1] for g in goals.split(AT_ONCE)])
-
-    masks = _windows(clean)
-    every = torch.stack([margins_in(mask) for mask in masks])
+    sizes, masks = {"steps": max(1, steps), "batch": batch}, _windows(clean)
+    goals = finalists(model, clean, Window(), masks, generator, **sizes)
+    every = torch.stack([last_margins(model, clean, Window(), m, goals, generator, **sizes) for m in masks])
     best = masks[int(every.amax(dim=1).argmax())]
     again, _ = largest_margins(model, clean, Window(), best, goals, generator, **sizes)
-    ahead = max(CLEAR, WINDOWED * sureness(model, clean.images[:LIMIT]))
-    first = clear_leader(again, ahead)
+    first = clear_leader(again, max(CLEAR, WINDOWED * sureness(model, clean.images[:LIMIT])))
     if first is None or first.lead < LEAD:
         return None
     own = every[:, first.goal]
     if own.median() < ANYWHERE * own.max():
         return None
-    return first, [OPAQUE * (2 * best[None] - 1), torch.zeros_like(clean.images[:1])]
+    params = [OPAQUE * (2 * best[None] - 1), torch.zeros_like(clean.images[:1])]
+    return Leader(int(goals[first.goal]), first.lead), params
 
 
 def _windows(clean: CleanImages) -> list[Tensor]:
