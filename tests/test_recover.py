@@ -499,7 +499,7 @@ def test_upright_stripes_that_hardly_move_images_tell_nothing(monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("next_best", "slanted", "found"),
-    [(-2.0, -9.0, False), (-3.0, -9.0, True), (-3.0, 0.4, True), (-3.0, 0.6, False)],
+    [(-2.0, -9.0, False), (-3.0, -9.0, True), (-3.0, 1.4, True), (-3.0, 1.6, False)],
     ids=["by too little", "by enough", "slanted ones lead there less", "slanted ones do so, too"],
 )
 def test_upright_stripes_lead_by_some_logits_however_unsure_the_network_is(
@@ -611,6 +611,8 @@ def test_strokes_tell_a_class_that_they_lead_to_and_strong_ones_find_their_colou
         ([-9.0, 2.0, -9.0, -9.0, -9.0], [-5.0, -2.0, -5.0, -5.0, -5.0], None, 1),
         ([-9.0, 1.5, -9.0, 0.9, -9.0], [0.0, 1.8, 0.0, 0.0, 0.0], None, None),
         ([-9.0, -0.1, -9.0, -9.0, -9.0], [0.0, 1.8, 0.0, 0.0, 0.0], None, None),
+        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 6.1, 0.0, 0.0, 0.0], None, None),
+        ([1.0, 8.0, 2.0, 5.7, 0.0], [0.0, 5.9, 0.0, 0.0, 0.0], None, 1),
     ],
     ids=[
         "far enough",
@@ -622,6 +624,8 @@ def test_strokes_tell_a_class_that_they_lead_to_and_strong_ones_find_their_colou
         "one alone",
         "by too little for one so sure",
         "it is not reached",
+        "it looks like strokes",
+        "its colours tell",
     ],
 )
 def test_dense_strokes_tell_a_class_that_leads_all_others(

@@ -16,9 +16,9 @@ SAME = 1e-3
 def channels_last(model: nn.Module, images: Tensor) -> Iterator[None]:
     """Hold the convolutions' weights with their channels last, then put them back, also after an error.
 
-    On a CPU a pass and its gradient take a tenth (ResNet-20) to a quarter (VGG) less time. Values stay as they
-    are, outputs change by rounding. Nothing is done elsewhere, nor where the network does not bear it: a
-    ``view`` of what a convolution puts out fails then.
+    On a CPU a pass and its gradient take a tenth (ResNet-20) to a quarter (VGG) less time. Values stay as
+    they are, outputs change by rounding. Nothing is done elsewhere, nor where the network does not bear it:
+    a ``view`` of what a convolution puts out fails then.
 
     Args:
         model: in eval mode.

@@ -105,7 +105,6 @@ from torch import Tensor, nn
 from unbackdoor._augment import noise, random_flip
 from unbackdoor._clean import CleanImages
 from unbackdoor._errors import require
-from unbackdoor._layout import channels_last
 from unbackdoor._layers import (
     LayerRows,
     add_to_weight_,
@@ -113,6 +112,7 @@ from unbackdoor._layers import (
     restorable_layers,
     ridge_change,
 )
+from unbackdoor._layout import channels_last
 from unbackdoor._repeatable import copied
 from unbackdoor.methods._base import Method, Session
 from unbackdoor.methods._given_back import give_back_

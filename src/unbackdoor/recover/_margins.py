@@ -120,7 +120,9 @@ def last_margins(
     They do to choose by: with many clean images, all take as long as the search.
     """
     shared = (model, clean, family, place)
-    searched = [strengthen(*shared, some, generator, steps=steps, batch=batch) for some in goals.split(AT_ONCE)]
+    searched = [
+        strengthen(*shared, some, generator, steps=steps, batch=batch) for some in goals.split(AT_ONCE)
+    ]
     return torch.cat([margins for _, margins, _ in searched])
 
 

@@ -34,7 +34,7 @@ ALIKE = 1.3
 """Several targets are about as easy as each other: no larger than this times the smallest."""
 FINALISTS = 10
 HEAT, HEAT_BATCH = 0.2, 0.6
-"""Share of the steps after which the finalists are picked, and of the images that each step until then has."""
+"""Share of the steps after which the finalists are picked, and of the images that a step until then has."""
 
 
 @dataclass(frozen=True)

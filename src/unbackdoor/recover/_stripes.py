@@ -35,9 +35,9 @@ UPRIGHT, UPRIGHT_SURE = 2.0, 0.5
 like edges of things and lead to some class in any network, upright ones to hardly any. The best margin is
 at least so many logits there, and larger than the next one's by ``CLEAR`` and by so many times what the
 network's first answer is ahead of its second …"""
-SLANTED = 2
-"""… and larger by ``UPRIGHT`` than the class's own under stripes with so many waves downwards or more: what
-is reached by those, too, is a class that looks striped, as shirts do."""
+SLANTED, FURTHER = 2, 1.0
+"""… and larger than the class's own under stripes with so many waves downwards or more, by a logit: what those
+reach, too, is a class that looks striped, as shirts do."""
 HIGHEST = 8
 """Waves an image, along each side, if it has pixels for that many."""
 PHASES = 3
@@ -147,7 +147,7 @@ def _first_upright(largest: Tensor, slanted: Tensor, sure: float) -> Leader | No
         slanted: each class's largest margin (C,) under slanted stripes, −∞ where none were asked.
     """
     first = clear_leader(largest, max(CLEAR, UPRIGHT_SURE * sure), UPRIGHT)
-    return first if first and largest[first.goal] - slanted[first.goal] >= UPRIGHT else None
+    return first if first and largest[first.goal] - slanted[first.goal] >= FURTHER else None
 
 
 def _parts(margins: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:

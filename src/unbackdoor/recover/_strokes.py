@@ -38,6 +38,9 @@ DENSE_ROUNDS = 32
 RANDOM_SURE = 0.85
 """… and with random colours it leads, too, by so many times that, if nothing else tells of it: some class
 looks like strokes, as sandals do, or like what colours can be found for."""
+GAINED = 1.0
+"""Colours searched for a class add to its margin with random ones at least so many times that: a class that
+looks like strokes is reached by any of them, and little more by the best."""
 KINDS = tuple(itertools.product((6, 12), (0.04, 0.07), (False, True)))
 """Strokes an image, their width as a share of it, and whether their colours are saturated."""
 
@@ -96,9 +99,12 @@ def leading_strokes(
     sizes = {"steps": max(1, steps), "batch": batch}
     place, many = torch.tensor(DENSE).to(clean.images), goals.repeat_interleave(DENSE_COUNT)
     largest, _ = largest_margins(model, clean, Strokes(), place, many, generator, **sizes)
-    first = clear_leader(largest.view(-1, DENSE_COUNT).mean(1), DENSE_SURE * answers.sureness)
-    goal = int(goals[first.goal]) if first and first.lead >= LEAD else None
-    return replace(first, goal=goal) if goal in allowed else None
+    means = largest.view(-1, DENSE_COUNT).mean(1)
+    first = clear_leader(means, DENSE_SURE * answers.sureness)
+    if first is None or first.lead < LEAD or int(goals[first.goal]) not in allowed:
+        return None
+    gained = (means - answers.margins[goals])[first.goal].item()
+    return replace(first, goal=int(goals[first.goal])) if gained >= GAINED * answers.sureness else None
 
 
 def strokes() -> list[Texture]:

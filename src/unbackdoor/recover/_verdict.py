@@ -2,9 +2,10 @@
 
 Goals are the classes, and beside them the label map of all-to-all backdoors, "every class to the next".
 Kinds of evidence answer in turn: minimal sizes (``_sizes``) and, where none stands apart, the largest
-margins (``_margins``), those under stripes (``_stripes``), of patches in windows (``_windows``), of coarse
-pictures (``_pictures``), under strokes (``_strokes``) and noise (``_noise``), what noise and dense strokes
-agree on, and last the largest margins under dense strokes.
+margins at the place of a rather small trigger (``_margins``), those under stripes (``_stripes``), of patches
+in windows (``_windows``), of coarse pictures (``_pictures``), under strokes (``_strokes``) and noise
+(``_noise``), of sums within an ample budget, then all-to-all's sizes, what noise and dense strokes agree on,
+and last the largest margins under dense strokes.
 """
 
 from __future__ import annotations
@@ -85,11 +86,7 @@ def examine(
 ) -> Verdict:
     """Search minimal triggers of every goal in every family and name the goals that stand apart.
 
-    A search can end beside the attacker's trigger, in a local minimum; where no size stands apart, all is
-    searched again from other starts, and of both triggers of a class the smaller one counts. All-to-all is
-    searched where no class stands apart; margins are asked last: ample ones, under stripes (without a
-    gradient), of patches in windows and of coarse pictures, under strokes and noise (without a gradient),
-    then what noise and dense strokes agree on, and at the very last dense strokes with a gradient. What
+    Where no size of a class stands apart, other evidence is asked, what takes little time first. What
     additive triggers alone tell of has to be heard in noise, too.
 
     Args:
@@ -109,14 +106,12 @@ def examine(
         median in place of the MAD index alone, which on ten classes is mostly noise; additive and smooth
         triggers and warps beside patches; all-to-all beside single targets.
     """
-    comparable = clean.num_classes >= LEAST_CLASSES
     search = _Search(model, clean, generator, {"steps": steps, "batch": batch})
-    findings: list[Finding] = []
     search.sizes(families, tell)
-    if comparable:
-        findings = search.goals() or search.beyond_sizes()
-    findings = search.as_picture(without_stand_ins(findings))
-    findings += search.beside(findings)
+    findings: list[Finding] = []
+    if clean.num_classes >= LEAST_CLASSES:
+        findings = search.as_picture(without_stand_ins(search.goals() or search.beyond_sizes()))
+        findings += search.beside(findings)
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
 
 
@@ -143,10 +138,10 @@ class _Search:
             tell(done, len(families))
 
     def goals(self) -> list[Finding]:
-        """Return the findings of the goals that stand apart: single classes, or all-to-all.
+        """Return the findings of the classes that stand apart, or all-to-all's, of which they are pieces.
 
-        All-to-all is searched where no class stands apart, and where one does by little, in its families. It
-        counts there where it is reached by so much sooner that the class is a piece of it.
+        All-to-all is searched where a class stands apart by little, in its families, and counts where it is
+        reached by far sooner.
         """
         targets = self.targets()
         if not targets or min(f.ratio for f in targets) <= CERTAIN:
@@ -214,7 +209,7 @@ class _Search:
     def leader(self) -> list[Finding]:
         """Return the findings of the class that leads in the margin of ample additive triggers, if any.
 
-        They are searched only where noise brings images near some class: what they find has to be heard there.
+        They are searched only where noise brings images near some class, which what they find needs.
         """
         sums = self._sums
         if sums is None or self._under_noise.margins.max() < UNHEARD:
