@@ -36,8 +36,8 @@ like edges of things and lead to some class in any network, upright ones to hard
 at least so many logits there, and larger than the next one's by ``CLEAR`` and by so many times what the
 network's first answer is ahead of its second …"""
 SLANTED, FURTHER = 2, 1.0
-"""… and larger than the class's own under stripes with so many waves downwards or more, by a logit: what those
-reach, too, is a class that looks striped, as shirts do."""
+"""… and larger, by a logit, than the class's own under stripes with so many waves downwards or more: what
+those reach, too, is a class that looks striped, as shirts do."""
 HIGHEST = 8
 """Waves an image, along each side, if it has pixels for that many."""
 PHASES = 3
