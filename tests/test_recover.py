@@ -246,6 +246,37 @@ def test_a_class_that_is_no_finalist_can_lead() -> None:
     assert "times the next class's margin" in found.sentence()
 
 
+@pytest.mark.parametrize(("noisy", "asked"), [(-0.9, 1), (-1.1, 0)], ids=["near a class", "near none"])
+def test_ample_sums_are_searched_only_where_noise_brings_images_near_some_class(
+    noisy: float, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = []
+    monkeypatch.setattr("unbackdoor.recover._verdict.leader", lambda *_, **__: searched.append(1))
+    sums = sizes(Additive(), [0, 1, 2, 3, 4], [9.0] * 5)
+    search = _Search(Sums(20.0), one_a_class(5), generator(), OPTIONS, [sums])
+    margins = torch.full((5,), -9.0).index_fill(0, torch.tensor([2]), noisy)
+    search.__dict__["_under_noise"] = Answers(margins, torch.zeros(5).long(), 8.0)
+    assert search.leader() == [] and len(searched) == asked
+
+
+def test_many_classes_are_searched_with_fewer_images_until_the_finalists_are_picked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def search(*given: object, **options: object) -> Minimal:
+        goals = given[3].tolist()
+        asked.append((len(goals), options["steps"], options["batch"]))
+        return minimal(goals, [9.0 + goal for goal in goals])
+
+    monkeypatch.setattr("unbackdoor.recover._sizes.minimal_triggers", search)
+    found = search_sizes(Swell(), one_a_class(12), Patch(), generator(), **OPTIONS)
+    assert asked == [(12, 16, 3), (10, 64, 5)] and found.classes.goals.tolist() == list(range(10))
+    asked.clear()
+    assert len(search_sizes(Swell(), one_a_class(10), Patch(), generator(), **OPTIONS).classes.goals) == 10
+    assert asked == [(10, 80, 5)]
+
+
 def test_a_target_is_erased_in_every_family_where_its_trigger_is_small() -> None:
     apart = sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 2.0, 10.0, 11.0, 12.0])
     small = sizes(Additive(), [0, 1, 2, 3, 4], [0.5, 0.3, 1.0, 1.1, 1.2])

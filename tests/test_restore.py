@@ -31,6 +31,7 @@ from unbackdoor.recover import (
     Smooth,
     Stripes,
     Strokes,
+    Verdict,
     Warp,
     Window,
 )
@@ -1197,3 +1198,18 @@ def test_a_clean_network_comes_back_unchanged_and_the_report_says_so() -> None:
     assert details["verdict"]["backdoored"] is False and details["verdict"]["minimal_sizes"]
     assert details["restored_layers"] == [] and details["rounds"] == []
     assert not result.report.changed
+
+
+def test_weights_lie_with_their_channels_last_only_while_the_default_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def spied(model: nn.Module, *_: object, **__: object) -> Verdict:
+        seen.append(model[0].weight.is_contiguous(memory_format=torch.channels_last))
+        return Verdict((), {})
+
+    monkeypatch.setattr("unbackdoor.methods.restore.examine", spied)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 5))
+    result = purify(model, torch.rand(5, 3, 8, 8), torch.arange(5), method="restore")
+    assert seen == [True] and result.model[0].weight.is_contiguous()
