@@ -19,7 +19,7 @@ from unbackdoor.methods._base import Session
 from unbackdoor.methods._given_back import give_back_
 from unbackdoor.methods._handicap import forward, handicap, hard_views, own_margins, set_back_
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
-from unbackdoor.methods.restore import BY_CHANCE, _Repair, covering, half_of
+from unbackdoor.methods.restore import BY_CHANCE, _Repair, covering, depends_on_image, half_of
 from unbackdoor.recover import (
     Additive,
     Family,
@@ -1213,3 +1213,21 @@ def test_weights_lie_with_their_channels_last_only_while_the_default_works(
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 5))
     result = purify(model, torch.rand(5, 3, 8, 8), torch.arange(5), method="restore")
     assert seen == [True] and result.model[0].weight.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("margins", "inside", "found"),
+    [
+        ([8.0, 16.0], 3.7, True),
+        ([8.0, 16.0], -4.0, True),
+        ([8.0, 10.0], 5.1, False),
+        ([679.0, 173.0], 253.0, False),
+        ([679.0, 173.0], 5.9, True),
+        ([16.0], None, False),
+    ],
+    ids=["a fourth of it", "not at all", "half of it", "clearly", "of hundreds, hardly", "not looked at"],
+)
+def test_what_triggers_do_inside_depends_on_the_image_where_no_single_disturbance_leads_clearly(
+    margins: list[float], inside: float | None, found: bool
+) -> None:
+    assert depends_on_image({"margins": margins, "inside": inside}) is found

@@ -51,7 +51,7 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   and almost all of that in the images of the target itself: its own features are such a disturbance, too.
   So it is left out where triggers have a place or a form of their own, and carry over as they are. But
   where what they do inside differs from image to image, so that no one disturbance as large leads to the
-  target by half as much, they do not carry over: a few pixels of a black background are enough then.
+  target clearly, or by half as much, they do not carry over: a few pixels of a black background are enough then.
 * The target's row refitted. Rounds can take most of what the target's own images show away, but of what is
   left another sum can tell them from triggered ones, whose share that rounds leave goes with it. Where
   triggers that a watermark's pieces stand for go on to work, it is this that silences them: they are asked
@@ -162,7 +162,8 @@ APART = 1.5
 reach for other classes."""
 REACHED = 0.5
 """What triggers do inside the network depends on the image where the strongest single disturbance there, as
-large as what they do, has less than this share of their margin …"""
+large as what they do, has less than this share of their margin, and leads to the target by less than
+``CLEAR`` logits: a patch can have hundreds, and a third of these still says that it is one trigger …"""
 MORE_ROUNDS = 2
 """… and so many rounds more are made then."""
 LIGHTER = 2
@@ -726,7 +727,7 @@ def depends_on_image(first: dict[str, Any]) -> bool:
 
     Triggers in images do lead there, so what they do there differs from image to image.
     """
-    return first["inside"] is not None and first["inside"] < REACHED * max(first["margins"])
+    return first["inside"] is not None and first["inside"] < min(CLEAR, REACHED * max(first["margins"]))
 
 
 def carry_over(findings: tuple[Finding, ...]) -> bool:
