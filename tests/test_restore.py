@@ -264,10 +264,10 @@ def test_rounds_end_where_triggers_reach_the_target_no_further_than_others(
 @pytest.mark.parametrize(
     ("margin", "success", "inside", "done"),
     [
-        (0.9, 0.4, 24.9, True),
-        (0.9, 0.41, 24.9, False),
-        (1.1, 0.0, 24.9, False),
-        (0.9, 0.41, 25.0, True),
+        (0.9, 0.4, 5.9, True),
+        (0.9, 0.41, 5.9, False),
+        (1.1, 0.0, 5.9, False),
+        (0.9, 0.41, 6.0, True),
         (0.9, 0.41, None, False),
     ],
     ids=["fail and move few", "move many", "do not fail", "one inside is enough", "none inside"],

@@ -51,7 +51,8 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   and almost all of that in the images of the target itself: its own features are such a disturbance, too.
   So it is left out where triggers have a place or a form of their own, and carry over as they are. But
   where what they do inside differs from image to image, so that no one disturbance as large leads to the
-  target clearly, or by half as much, they do not carry over: a few pixels of a black background are enough then.
+  target clearly, or by half as much, they do not carry over: a few pixels of a black background are enough
+  then.
 * The target's row refitted. Rounds can take most of what the target's own images show away, but of what is
   left another sum can tell them from triggered ones, whose share that rounds leave goes with it. Where
   triggers that a watermark's pieces stand for go on to work, it is this that silences them: they are asked
