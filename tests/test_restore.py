@@ -595,6 +595,24 @@ def test_a_target_without_triggers_inside_is_given_back_against_fresh_ones_again
     assert not kept.set_back()["given_back"] and len(pools) == 3
 
 
+@pytest.mark.parametrize(
+    ("margins", "rounds", "given"),
+    [(13.9, 1, False), (14.1, 1, True), (13.9, 2, True)],
+    ids=["one round took nearly all", "one round left a share", "it took two"],
+)
+def test_a_target_is_not_refitted_where_one_round_took_nearly_all_force_of_its_triggers(
+    margins: float, rounds: int, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unbackdoor.methods.restore.give_back_", lambda *_: True)
+    model = Reader()
+    model.last.bias[5] -= 40.0
+    repair = repair_of(model, finding(Patch(), 5))
+    monkeypatch.setattr(repair, "look", lambda: None)
+    fresh = {"success": 0.8, "margins": [margins, -1.0], "noise": None}
+    repair.told = [fresh | {"success": 1.0, "margins": [700.0, 240.0]}, *[fresh] * rounds]
+    assert repair.set_back()["given_back"] is given
+
+
 def test_a_target_that_strokes_tell_of_is_given_back_though_they_fail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -37,7 +37,8 @@ its clean answer, in closed form. The package's default.
     with shifts: refit t's row of the last layer, so that t's own images get their margins back and triggered
         ones (which weigh less if the rounds silenced them, but for pictures) stay below their answers;
         without, only if most hard views of t's own images are lost and triggers found afresh go on to move
-        many images, or strokes stand in, and twice more, each time against fresh ones, too
+        many images (but not where one round took nearly all of their margin), or strokes stand in, and twice
+        more, each time against fresh ones, too
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
         forward, by half a logit at most, where a quarter of these are lost; elsewhere forward, where as many
         are, by half at most of what triggers found afresh fail by, and a logit (not where strokes stand in)
@@ -642,8 +643,17 @@ class _Repair:
         """Tell whether the target's row is to be refitted; its own hard views have ``margins``, (n,)."""
         if self.shifts:
             return True
-        works = self.told[-1]["success"] > self.method.success_left or by_strokes(self.findings)
+        works = self._goes_on() or by_strokes(self.findings)
         return works and (margins > self._handicap(margins)).float().mean().item() < FEW_KEPT
+
+    def _goes_on(self) -> bool:
+        """Tell whether fresh triggers move many images, and it is not that one round took nearly all force.
+
+        What is left then of a patch with a margin of hundreds is what chance finds in its place.
+        """
+        first, last = self.told[0], self.told[-1]
+        gone = max(last["margins"]) <= self.method.margin_share * max(first["margins"])
+        return last["success"] > self.method.success_left and not (gone and len(self.told) == 2)
 
     def _handicap(self, margins: Tensor) -> float:
         """Return by how many logits the target is to be set back, below zero: forward."""
