@@ -266,15 +266,17 @@ def test_many_classes_are_searched_with_fewer_images_until_the_finalists_are_pic
 
     def search(*given: object, **options: object) -> Minimal:
         goals = given[3].tolist()
-        asked.append((len(goals), options["steps"], options["batch"]))
+        warm = options.get("warm")
+        asked.append((len(goals), options["steps"], options["batch"], warm and warm.goals.tolist()))
         return minimal(goals, [9.0 + goal for goal in goals])
 
     monkeypatch.setattr("unbackdoor.recover._sizes.minimal_triggers", search)
     found = search_sizes(Swell(), one_a_class(12), Patch(), generator(), **OPTIONS)
-    assert asked == [(12, 16, 3), (10, 64, 5)] and found.classes.goals.tolist() == list(range(10))
+    assert asked == [(12, 16, 3, None), (10, 64, 5, list(range(10)))]
+    assert found.classes.goals.tolist() == list(range(10))
     asked.clear()
     assert len(search_sizes(Swell(), one_a_class(10), Patch(), generator(), **OPTIONS).classes.goals) == 10
-    assert asked == [(10, 80, 5)]
+    assert asked == [(10, 80, 5, None)]
 
 
 def test_a_target_is_erased_in_every_family_where_its_trigger_is_small() -> None:
@@ -1269,6 +1271,19 @@ def test_windows_of_a_network_that_is_sure_of_nothing_have_to_lead_by_some_logit
     monkeypatch.setattr("unbackdoor.recover._windows.largest_margins", lambda *_, **__: (margins, None))
     led = leading_window(Swell(), one_a_class(5), generator(), steps=1, batch=1)
     assert (led is not None and led[0] == Leader(1, pytest.approx(margin))) is found
+
+
+@pytest.mark.parametrize("of", ["windows", "pictures"])
+def test_of_many_classes_the_leader_among_the_finalists_is_named(
+    of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goals, margins = torch.tensor([1, 4, 7, 9]), torch.tensor([0.0, 1.0, 40.0, 2.0])
+    monkeypatch.setattr(f"unbackdoor.recover._{of}.finalists", lambda *_, **__: goals)
+    monkeypatch.setattr(f"unbackdoor.recover._{of}.largest_margins", lambda *_, **__: (margins, None))
+    monkeypatch.setattr(f"unbackdoor.recover._{of}.sureness", lambda *_: 1.0)
+    monkeypatch.setattr("unbackdoor.recover._windows.last_margins", lambda *_, **__: margins)
+    (found,) = getattr(_Search(Swell(), one_a_class(12), generator(), OPTIONS, []), of)()
+    assert found.goal == 7 and found.lead == 20.0
 
 
 class Halves(torch.nn.Module):
