@@ -554,6 +554,7 @@ def test_a_target_that_triggers_inside_lead_to_is_refitted_before_it_is_set_back
         return give_back_(*of)
 
     monkeypatch.setattr("unbackdoor.methods.restore.give_back_", noted)
+    monkeypatch.setattr(_Repair, "_works_again", lambda _: False)
     model.last.bias[5] -= lost
     before = model(shades([4, 5]).images)[:, 5]
     shifts = Shifts("last", torch.zeros(1, 1), -torch.inf)
@@ -563,6 +564,35 @@ def test_a_target_that_triggers_inside_lead_to_is_refitted_before_it_is_set_back
     assert told["given_back"] and given == [shifts] and len(repair.told) == 1
     change = model(shades([4, 5]).images)[:, 5] - before
     assert change.min() > 1 if lost else change.abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [(0.5, 0.5, True), (0.5, 0.51, False), (0.51, 0.9, True)],
+    ids=["they fail yet", "they work again", "they had not been silenced"],
+)
+def test_a_refitted_row_that_wakes_silenced_triggers_is_taken_back(
+    before: float, after: float, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refitted(model: nn.Module, *_: Any) -> bool:
+        model.last.bias[5] += 3.0
+        return True
+
+    def look() -> None:
+        torch.rand(9, generator=repair.session.generator)
+        repair.told.append({"success": after})
+
+    monkeypatch.setattr("unbackdoor.methods.restore.give_back_", refitted)
+    model, shifts = Reader(), Shifts("last", torch.zeros(1, 1), -torch.inf)
+    bias = model.last.bias[5].item()
+    repair = repair_of(model, finding(Smooth(), 5), shifts)
+    repair.told = [{"margins": [9.0], "inside": 9.0}, {"margins": [-1.0], "inside": None, "success": before}]
+    monkeypatch.setattr(repair, "look", look)
+    drawn = repair.session.generator.get_state()
+    assert repair.give_back() is kept
+    assert model.last.bias[5].item() == pytest.approx(bias + (3.0 if kept else 0.0))
+    assert torch.equal(repair.session.generator.get_state(), drawn)
+    assert len(repair.told) == (3 if kept and before <= 0.5 else 2)
 
 
 def test_a_target_without_an_image_is_not_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -997,6 +1027,7 @@ def test_triggered_rows_weigh_less_where_triggers_inside_were_withstood(
     given = lambda *given: weights.append(given[-1]) is None  # noqa: E731
     monkeypatch.setattr("unbackdoor.methods.restore.give_back_", given)
     monkeypatch.setattr("unbackdoor.methods.restore.AGAIN", 0)
+    monkeypatch.setattr(_Repair, "_works_again", lambda _: False)
     shifts = None if inside is None else Shifts("last", torch.zeros(1, 1), -torch.inf)
     found = replace(finding(Smooth(), 5), family=Picture()) if picture else finding(Smooth(), 5)
     repair = repair_of(Reader(), finding(Smooth(), 5), shifts)

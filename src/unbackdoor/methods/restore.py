@@ -35,7 +35,8 @@ its clean answer, in closed form. The package's default.
         far) and agrees with f on few varied images: the same with κ/2.5, and once more (not if the triggers
         were found in a window); the smallest κ stands that silences them yet
     with shifts: refit t's row of the last layer, so that t's own images get their margins back and triggered
-        ones (which weigh less if the rounds silenced them, but for pictures) stay below their answers;
+        ones (which weigh less if the rounds silenced them, but for pictures; not at all where triggers found
+        afresh work again then) stay below their answers;
         without, only if most hard views of t's own images are lost and triggers found afresh go on to move
         many images (but not where one round took nearly all of their margin), or strokes stand in, and twice
         more, each time against fresh ones, too
@@ -580,7 +581,7 @@ class _Repair:
     def attempt(self, number: int) -> bool:
         """Restore with the weight of round ``number`` and look; tell whether another round is worth it."""
         self.look_inside()
-        previous = copy.deepcopy(self.model.state_dict())
+        previous = self._state()
         self._restore(number)
         if number and self.told[-1]["agreement"] < self.method.agreement_limit:
             self._take_back(previous)
@@ -600,7 +601,7 @@ class _Repair:
             once = len(self.told) == number + 1
             if not (as_it_is and once and self.method.cost_much(self.told)):
                 return
-            previous = copy.deepcopy(self.model.state_dict())
+            previous = self._state()
             self._restore(-number)
             if not self.method.still_silent(self.told):
                 self._take_back(previous)
@@ -614,6 +615,9 @@ class _Repair:
         shared = (self.model, self.original, self.layers, self.clean, *found, self.session.generator)
         replace(self.method, trigger_weight=weight).restore(*shared)
         self.look()
+
+    def _state(self) -> dict[str, Any]:
+        return copy.deepcopy(self.model.state_dict())
 
     def _take_back(self, previous: dict[str, Any]) -> None:
         self.model.load_state_dict(previous)
@@ -675,17 +679,37 @@ class _Repair:
     def give_back(self) -> bool:
         """Refit the target's row of the last layer; tell whether it was.
 
-        Where no triggers inside are held against it, triggers are found afresh and held against it, again:
-        what its first row is deaf to, the next has to be deaf to, too.
+        Where rounds silenced triggers inside, they are looked for afresh, and the row stays as it was if they
+        work again. Where no triggers inside are held against it, triggers are found afresh and held against
+        it, again: what its first row is deaf to, the next has to be deaf to, too.
         """
-        shared = (self.model, self.original, self.layers[-1], self.clean, self.findings[0].goal)
-        withstood = self.shifts and not pictured(self.findings) and not depends_on_image(self.told[0])
-        against = AGAINST if withstood and self.told[-1]["success"] <= HALF else 1.0
-        given = give_back_(*shared, self.pool, self.shifts, self.session.generator, against)
+        gently, previous = self._withstood(), self._state()
+        given = self._refit(AGAINST if gently else 1.0)
+        if given and gently and self._works_again():
+            self._take_back(previous)
+            return False
         for _ in range(AGAIN if given and not self.shifts else 0):
             self.look()
-            give_back_(*shared, self.pool, self.shifts, self.session.generator)
+            self._refit()
         return given
+
+    def _refit(self, against: float = 1.0) -> bool:
+        shared = (self.model, self.original, self.layers[-1], self.clean, self.findings[0].goal)
+        return give_back_(*shared, self.pool, self.shifts, self.session.generator, against)
+
+    def _withstood(self) -> bool:
+        """Tell whether rounds silenced triggers inside, and one of these stands for what all images show."""
+        if not self.shifts or pictured(self.findings) or depends_on_image(self.told[0]):
+            return False
+        return self.told[-1]["success"] <= HALF
+
+    def _works_again(self) -> bool:
+        """Look afresh, and tell whether triggers move most images that rounds had silenced."""
+        drawn = self.session.generator.get_state()
+        self.look()
+        # What is drawn next does not hang on this look.
+        self.session.generator.set_state(drawn)
+        return self.told[-1]["success"] > HALF
 
     def _own_margins(self) -> Tensor:
         shared = (self.model, self.original, self.clean, self.findings[0].goal)
