@@ -35,11 +35,11 @@ its clean answer, in closed form. The package's default.
         far) and agrees with f on few varied images: the same with κ/2.5, and once more (not if the triggers
         were found in a window); the smallest κ stands that silences them yet
     with shifts: refit t's row of the last layer, so that t's own images get their margins back and triggered
-        ones (which weigh less if the rounds silenced them, but for pictures; not at all where triggers found
-        afresh work again then) stay below their answers;
-        without, only if most hard views of t's own images are lost and triggers found afresh go on to move
-        many images (but not where one round took nearly all of their margin), or strokes stand in, and twice
-        more, each time against fresh ones, too
+        ones (which weigh less if the rounds silenced them, but for pictures) stay below their answers; taken
+        back where triggers that rounds silenced are found to work again then. Without, only if most hard
+        views of t's own images are lost and triggers found afresh go on to move many images (but not where
+        one round took nearly all of their margin), or strokes stand in, and twice more, each time against
+        fresh ones, too
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
         forward, by half a logit at most, where a quarter of these are lost; elsewhere forward, where as many
         are, by half at most of what triggers found afresh fail by, and a logit (not where strokes stand in)
