@@ -98,8 +98,8 @@ def examine(
         tell: called with (families done, families in all).
 
     Returns:
-        The verdict. A class that stands apart clearly rules out all-to-all. With fewer than four classes there
-        is nothing to stand apart from: no finding.
+        The verdict. A class that stands apart clearly rules out all-to-all. With fewer than four classes
+        there is nothing to stand apart from: no finding.
 
     References:
         Wang et al., *Neural Cleanse*, S&P 2019. Differs: a gap to the next class beside the ratio to the
