@@ -56,7 +56,7 @@ def test_rows_times_weight_is_the_convolution(layer: nn.Conv2d) -> None:
     model, images = nn.Sequential(layer), torch.rand(3, 3, 9, 7, generator=generator())
     count = layer(images)[0, 0].numel()
     cutter = LayerRows(count, generator())
-    rows = cutter.of(model, {"0": layer}, images)["0"]
+    rows = cutter.of(model, "0", images)
     out = (rows @ augmented_weight(layer).T).view(3, count, 5)
     wanted = layer(images).flatten(2).transpose(1, 2)
     at = cutter.positions["0"][..., None].expand(-1, -1, 5)
@@ -66,9 +66,9 @@ def test_rows_times_weight_is_the_convolution(layer: nn.Conv2d) -> None:
 def test_rows_of_tokens_and_vectors() -> None:
     model = nn.Sequential(nn.Linear(6, 4), nn.Flatten(), nn.Linear(20, 3, bias=False))
     tokens = torch.rand(2, 5, 6, generator=generator())
-    rows = LayerRows(5, generator()).of(model, {"0": model[0], "2": model[2]}, tokens)
-    assert rows["0"].shape == (10, 7) and rows["2"].shape == (2, 20)
-    torch.testing.assert_close(rows["2"] @ model[2].weight.T, model(tokens))
+    [first], [second] = LayerRows(5, generator()).walk(model, ["0", "2"], [tokens])
+    assert first.shape == (10, 7) and second.shape == (2, 20)
+    torch.testing.assert_close(second @ model[2].weight.T, model(tokens))
 
 
 def test_layers_come_in_running_order_and_unfit_ones_are_left_out() -> None:
@@ -89,10 +89,22 @@ def test_layers_come_in_running_order_and_unfit_ones_are_left_out() -> None:
 
 
 def test_hooks_go_when_the_forward_pass_fails() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(7, 2))
-    with pytest.raises(RuntimeError):
-        LayerRows(2, generator()).of(model, {"0": model[0], "2": model[2]}, torch.rand(1, 3, 8, 8))
-    assert not any(module._forward_hooks for module in model.modules())
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(7, 2), nn.Linear(2, 2))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        list(LayerRows(2, generator()).walk(model, ["0", "3"], [torch.rand(1, 3, 8, 8)]))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_rows_of_a_layer_are_what_images_send_on_through_the_changed_one_before() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 2))
+    names, sets = ["0", "2", "4"], [torch.rand(70, 3, 8, 8) for _ in range(2)]
+    walked, afresh = LayerRows(2, generator()), LayerRows(2, generator())
+    for name, rows in zip(names, walked.walk(model, names, sets), strict=True):
+        alone = [afresh.of(model, name, images) for images in sets]
+        torch.testing.assert_close(rows, alone)
+        model.get_submodule(name).requires_grad_(False).weight.mul_(-2)
+    torch.testing.assert_close(walked.positions, afresh.positions)
 
 
 def test_solve_minimises_the_stated_objective() -> None:
@@ -1169,19 +1181,6 @@ def test_the_repair_sees_no_enlarged_image_where_enlarging_triggers(
     result = purify(victim[0], *toy(1, 777), method=Restore(search_steps=60), seed=0)
     assert result.report.details["images are enlarged"] is False
     assert len(seen) > 3 and not any(seen)
-
-
-def test_layers_are_solved_alike_whether_rows_are_held_for_one_or_for_all(
-    victim, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = []
-    for together in (1, 2, 4):
-        monkeypatch.setattr("unbackdoor.methods.restore.TOGETHER", together)
-        result = purify(victim[0], *toy(1, 777), method=Restore(search_steps=60), seed=0)
-        assert len(result.report.details["restored_layers"]) == 3
-        weights.append(torch.cat([p.flatten() for p in result.model.parameters()]))
-    assert not torch.equal(weights[0], torch.cat([p.flatten() for p in victim[0].parameters()]))
-    torch.testing.assert_close(weights[1:], [weights[0]] * 2, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("fields", "count"), [({}, 8), ({"layer_share": 0.0}, 4), ({"num_layers": 30}, 20)])

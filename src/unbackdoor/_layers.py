@@ -7,13 +7,16 @@ compared row by row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from unbackdoor._in_step import in_step
 
 BATCH = 64
 
@@ -55,10 +58,6 @@ def add_to_weight_(layer: nn.Module, change: Tensor) -> None:
     layer.weight.add_(change.reshape(layer.weight.shape))
 
 
-class _Reached(Exception):
-    """Stops a forward pass once the watched layer has been seen."""
-
-
 class LayerRows:
     """Cuts rows out of layer inputs, at positions fixed once for each layer.
 
@@ -71,60 +70,44 @@ class LayerRows:
         self.per_image, self.generator = per_image, generator
         self.positions: dict[str, Tensor] = {}
 
-    @torch.no_grad()
+    def walk(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        sets: Sequence[Tensor],
+        within: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
+    ) -> Iterator[list[Tensor]]:
+        """Yield, layer after layer, the rows (N·r, in (+1 for a bias)) of each set of images (N, C, H, W).
+
+        A layer's weights may be changed when its rows were yielded: those of the next are what images send on
+        through the changed one. All sets have as many images, and the same positions. For the other
+        arguments, for closing and errors see ``in_step``.
+        """
+        images = torch.cat(list(sets))
+        inputs = in_step(model, layers, images.split(BATCH), within)
+        with closing(inputs):
+            for name, seen in zip(layers, inputs, strict=True):
+                layer = model.get_submodule(name)
+                at = self._positions(name, layer, seen[0], len(sets[0])).repeat(len(sets), 1)
+                yield _cut_sets(layer, seen, at, len(sets))
+
     def of(
         self,
         model: nn.Module,
-        layers: dict[str, nn.Module],
+        layer: str,
         images: Tensor,
         within: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
-    ) -> dict[str, Tensor]:
-        """Return {layer: rows (N·r, in (+1 for a bias))} for images (N, C, H, W); hooks are always removed.
+    ) -> Tensor:
+        """Return the rows of one layer for one set of images, as many as the first time or fewer."""
+        with closing(self.walk(model, [layer], [images], within)) as walk:
+            return next(walk)[0]
 
-        The forward pass stops at the last layer asked for. ``within(model)`` is entered for all of them: what
-        is done to the network while it runs.
-        """
-        rows: dict[str, list[Tensor]] = {name: [] for name in layers}
-        with within(model):
-            for first in range(0, len(images), BATCH):
-                self._batch(model, layers, images[first : first + BATCH], first, len(images), rows)
-        return {name: torch.cat(parts) for name, parts in rows.items()}
-
-    def _batch(
-        self,
-        model: nn.Module,
-        layers: dict[str, nn.Module],
-        images: Tensor,
-        first: int,
-        total: int,
-        rows: dict[str, list[Tensor]],
-    ) -> None:
-        last = list(layers)[-1]
-
-        def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str) -> None:
-            at = self._positions(name, module, output, total)[first : first + len(images)]
-            rows[name].append(_cut(module, inputs[0], output, at.to(images.device)))
-            if name == last:
-                raise _Reached
-
-        handles = [
-            layer.register_forward_hook(lambda m, i, o, name=name: watch(m, i, o, name))
-            for name, layer in ((n, model.get_submodule(n)) for n in layers)
-        ]
-        try:
-            model(images)
-        except _Reached:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _positions(self, name: str, layer: nn.Module, output: Tensor, total: int) -> Tensor:
+    def _positions(self, name: str, layer: nn.Module, seen: Tensor, total: int) -> Tensor:
         if name not in self.positions:
-            count = _num_positions(layer, output)
+            count = _num_positions(layer, seen)
             draws = torch.rand(total, count, generator=self.generator)
             self.positions[name] = draws.topk(min(self.per_image, count), dim=1).indices
-        return self.positions[name]
+        return self.positions[name][:total]
 
 
 def _is_row_map(module: nn.Module) -> bool:
@@ -133,23 +116,37 @@ def _is_row_map(module: nn.Module) -> bool:
     return type(module) is nn.Linear
 
 
-def _num_positions(layer: nn.Module, output: Tensor) -> int:
-    return output[0, 0].numel() if isinstance(layer, nn.Conv2d) else output[0, ..., 0].numel()
+def _num_positions(layer: nn.Module, seen: Tensor) -> int:
+    return math.prod(_out_size(layer, seen)) if isinstance(layer, nn.Conv2d) else seen[0, ..., 0].numel()
 
 
-def _cut(layer: nn.Module, inputs: Tensor, output: Tensor, at: Tensor) -> Tensor:
+def _out_size(layer: nn.Conv2d, seen: Tensor) -> tuple[int, int]:
+    """Return the height and width of a convolution's output, of its input (N, C, H, W)."""
+    left, right, top, bottom = _padding(layer)
+    sides = (seen.shape[2] + top + bottom, seen.shape[3] + left + right)
+    spans = zip(sides, layer.kernel_size, layer.dilation, layer.stride, strict=True)
+    return tuple((side - d * (k - 1) - 1) // stride + 1 for side, k, d, stride in spans)
+
+
+def _cut_sets(layer: nn.Module, seen: list[Tensor], at: Tensor, num_sets: int) -> list[Tensor]:
+    """Return each set's rows, of what ``in_step`` has seen of all, in batches."""
+    parts = at.to(seen[0].device).split([len(part) for part in seen])
+    return list(torch.cat([_cut(layer, x, part) for x, part in zip(seen, parts, strict=True)]).chunk(num_sets))
+
+
+def _cut(layer: nn.Module, seen: Tensor, at: Tensor) -> Tensor:
     """Return the rows at flat output positions ``at`` (n, r), with a column of ones where there is a bias."""
     if isinstance(layer, nn.Conv2d):
-        rows = _patches(layer, inputs, output.shape[-1], at)
+        rows = _patches(layer, seen, at)
     else:
-        flat = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+        flat = seen.reshape(len(seen), -1, seen.shape[-1])
         rows = flat.gather(1, at[..., None].expand(-1, -1, flat.shape[-1])).flatten(0, 1)
     return rows if layer.bias is None else F.pad(rows, (0, 1), value=1.0)
 
 
-def _patches(layer: nn.Conv2d, inputs: Tensor, width: int, at: Tensor) -> Tensor:
-    padded = F.pad(inputs, _padding(layer))
-    image = torch.arange(len(inputs), device=at.device)[:, None].expand_as(at)
+def _patches(layer: nn.Conv2d, seen: Tensor, at: Tensor) -> Tensor:
+    padded, (_, width) = F.pad(seen, _padding(layer)), _out_size(layer, seen)
+    image = torch.arange(len(seen), device=at.device)[:, None].expand_as(at)
     steps = [
         torch.arange(k, device=at.device) * d for k, d in zip(layer.kernel_size, layer.dilation, strict=True)
     ]

@@ -63,7 +63,7 @@ def give_back_(
     last, rows = model.get_submodule(layer), LayerRows(1, generator)
 
     def of(seen: Tensor, within: Within = nullcontext) -> Tensor:
-        return rows.of(model, {layer: last}, seen, within)[layer]
+        return rows.of(model, layer, seen, within)
 
     weight, plain = augmented_weight(last), of(images)
     if not len(views) or not _answers(plain @ weight.T, model(images)):

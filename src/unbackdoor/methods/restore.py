@@ -98,7 +98,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -140,8 +140,6 @@ from unbackdoor.recover import (
     strengthen,
 )
 
-TOGETHER = 4
-"""Layers whose rows in the original network are held at once: those of all would fill the memory."""
 BY_CHANCE = 64
 """Triggers as chance makes them, a finding."""
 HALF = 0.5
@@ -423,17 +421,15 @@ class Restore(Method):
         network, and those of ``chance`` as noise.
         """
         plain, images, calm = (varied(clean, self.num_images, generator) for _ in range(3))
-        benign, *triggered = self.put(pool, shifts, images, clean.flip, generator)
+        benign, triggered, pick = self.put(pool, shifts, images, clean.flip, generator)
         noisy = noise(half_of(chance, calm, generator), generator, self.noise)
         rows = LayerRows(self.rows_per_image, generator)
-        for first in range(0, len(layers), TOGETHER):
-            some = {name: original.get_submodule(name) for name in layers[first : first + TOGETHER]}
-            before = [rows.of(original, some, *seen) for seen in ([plain], [benign], triggered, [calm])]
-            for name, as_it_was in some.items():
-                layer = model.get_submodule(name)
-                now = [rows.of(model, {name: layer}, *seen)[name] for seen in ([plain], triggered, [noisy])]
-                change = self.solve(augmented_weight(as_it_was), [b[name] for b in before], now)
-                add_to_weight_(layer, change)
+        then = rows.walk(original, layers, [plain, benign, triggered, calm], _shifted(shifts, pick, 2, 4))
+        now = rows.walk(model, layers, [plain, triggered, noisy], _shifted(shifts, pick, 1, 3))
+        with closing(then), closing(now):
+            for name, before, after in zip(layers, then, now, strict=True):
+                change = self.solve(augmented_weight(original.get_submodule(name)), before, after)
+                add_to_weight_(model.get_submodule(name), change)
 
     def put(
         self,
@@ -442,16 +438,20 @@ class Restore(Method):
         images: Tensor,
         flip: float,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor, Callable[[nn.Module], AbstractContextManager[None]]]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Put random triggers of ``pool`` on images (N, C, H, W), but on a share of them those of ``shifts``.
 
         Returns:
-            The images, the triggered ones, mirrored in pairs, and what does to a network what shifts do.
+            The images, the triggered ones, mirrored in pairs, and which of the shifts each is to have, (N,),
+            −1 for none.
         """
         inside = int(self.feature_share * len(images)) if shifts else 0
         triggered = torch.cat([images[:inside], apply_random(pool, images[inside:], generator)])
         pairs = random_flip(torch.cat([images, triggered], dim=1), generator, flip)
-        return *pairs.chunk(2, dim=1), _shifted(shifts, inside, len(images), generator)
+        pick = torch.full((len(images),), -1)
+        if shifts:
+            pick[:inside] = torch.randint(len(shifts), (inside,), generator=generator)
+        return *pairs.chunk(2, dim=1), pick
 
     def solve(self, weight: Tensor, before: list[Tensor], now: list[Tensor]) -> Tensor:
         """Return the change of one layer's weight, (out, in), that the objective above asks for.
@@ -474,7 +474,7 @@ class _Repair:
     """A network under repair beside its original: what was found so far, and what was told of it.
 
     Attributes:
-        probes: images on which both networks' answers are compared.
+        probes: images on which both networks' answers are compared; known: the original's, (N,).
         pool: triggers of all rounds; told: one entry a look.
         shifts: triggers at the first late layer, where the attacker's covers the image.
     """
@@ -490,6 +490,10 @@ class _Repair:
     pool: list[Recovered] = field(default_factory=list)
     told: list[dict[str, Any]] = field(default_factory=list)
     shifts: Shifts | None = None
+    known: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.known = answered(self.original, self.probes)
 
     def begin(self) -> None:
         """Look at the original; leave findings out that lead to other classes about as well as to the target.
@@ -512,7 +516,7 @@ class _Repair:
         """Search triggers afresh and tell how strong they are."""
         self.session.tell("erase", min(len(self.told), self.method.rounds) + 1, self.method.rounds + 1)
         fresh, margins, success = self.method.recover(self.model, self.clean, self.findings, self.session)
-        share = agreement(self.model, self.original, self.probes)
+        share = (answered(self.model, self.probes) == self.known).float().mean().item()
         self.pool += fresh
         told = {"margins": margins, "success": success, "agreement": share}
         self.told.append({**told, "noise": self.lead_of_noise(), "inside": None})
@@ -774,14 +778,14 @@ def carry_over(findings: tuple[Finding, ...]) -> bool:
 
 
 def _shifted(
-    shifts: Shifts | None, inside: int, count: int, generator: torch.Generator
+    shifts: Shifts | None, pick: Tensor, number: int, count: int
 ) -> Callable[[nn.Module], AbstractContextManager[None]]:
-    """Return what puts random ``shifts`` on the first ``inside`` of ``count`` images within a model."""
+    """Return what puts ``shifts`` as picked on set ``number`` of ``count`` sets of images within a model."""
     if shifts is None:
         return nullcontext
-    pick = torch.full((count,), -1)
-    pick[:inside] = torch.randint(len(shifts), (inside,), generator=generator)
-    return lambda model: shifts.entering(model, pick)
+    every = torch.full((count, len(pick)), -1)
+    every[number] = pick
+    return lambda model: shifts.entering(model, every.flatten())
 
 
 def half_of(pool: list[Recovered], images: Tensor, generator: torch.Generator) -> Tensor:
@@ -794,6 +798,6 @@ def half_of(pool: list[Recovered], images: Tensor, generator: torch.Generator) -
 
 
 @torch.no_grad()
-def agreement(model: nn.Module, original: nn.Module, images: Tensor) -> float:
-    """Return the share of images (N, C, H, W) that both networks give the same class."""
-    return (model(images).argmax(1) == original(images).argmax(1)).float().mean().item()
+def answered(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the class that the model gives each image (N, C, H, W), int64 (N,)."""
+    return model(images).argmax(1)
