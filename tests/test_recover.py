@@ -31,7 +31,7 @@ from unbackdoor.recover import (
     strengthen,
 )
 from unbackdoor.recover._families import Ball
-from unbackdoor.recover._findings import shift_of, single, strokes_to
+from unbackdoor.recover._findings import Finding, finding_of, shift_of, single, strokes_to
 from unbackdoor.recover._margins import FINALISTS, Leader, finalists, leader, leader_at_place
 from unbackdoor.recover._noise import noises, noisy
 from unbackdoor.recover._pictures import INSTEAD, OPACITY, SPOTS, leading_picture
@@ -313,6 +313,8 @@ def test_a_warp_is_followed_though_a_smooth_trigger_is_far_smaller_beside_its_me
 def minimal(goals: list[int], values: list[float], success: float | list[float] = 0.9) -> Minimal:
     moved = torch.tensor(success).expand(len(values))
     start = Patch().start(len(values), SHAPE, generator())
+    # Opaque: a faint patch is taken for a sum.
+    start[0] += 4
     return Minimal(torch.tensor(goals), torch.tensor(values), moved, torch.ones(len(values)), start)
 
 
@@ -1370,6 +1372,54 @@ def test_a_large_patch_and_sums_are_parts_of_a_picture_that_leads_to_their_class
     search = _Search(Halves(0.0), one_a_class(5), generator(), OPTIONS, searched)
     assert [f.family.name for f in search.as_picture(findings)] == kept
     monkeypatch.setattr(_Search, "sizes", lambda *_: None)
+    monkeypatch.setattr(_Search, "goals", lambda _: findings)
+    monkeypatch.setattr(_Search, "beside", lambda *_: [])
+    verdict = examine(Halves(0.0), one_a_class(5), generator())
+    assert [f.family.name for f in verdict.findings] == kept
+
+
+def patch_of(opacity: float, side: int) -> Finding:
+    """Return a patch of class 1 whose mask covers a square of so many of 16 pixels by so much."""
+    mask = torch.full((1, 1, 16, 16), -20.0)
+    mask[..., :side, :side] = torch.tensor(opacity).logit()
+    return Finding(1, False, Patch(widened=0), 2.0, 9.0, [mask, torch.zeros(1, 3, 16, 16)])
+
+
+@pytest.mark.parametrize(
+    ("opacity", "side", "faint"),
+    [(0.45, 6, True), (0.55, 6, False), (0.05, 5, False), (0.05, 16, True)],
+    ids=["spread and faint", "it hides much", "it has a place", "everywhere"],
+)
+def test_a_patch_that_hides_nothing_over_much_of_the_image_is_faint(
+    opacity: float, side: int, faint: bool
+) -> None:
+    found = patch_of(opacity, side)
+    assert found.faint is faint
+    assert not replace(found, all_to_all=True).faint
+    assert not finding_of(Additive(), minimal([1], [2.0]), 1, 9.0).faint
+
+
+@pytest.mark.parametrize(
+    ("opacity", "beside", "searched", "kept"),
+    [
+        (0.1, [], ["additive", "smooth"], ["additive"]),
+        (0.1, ["smooth"], ["additive", "smooth"], ["smooth"]),
+        (0.9, [], ["additive"], ["patch"]),
+        (0.9, ["smooth"], ["additive", "smooth"], ["patch", "smooth"]),
+        (0.1, [], ["smooth"], ["patch"]),
+    ],
+    ids=["alone", "beside another", "opaque", "opaque beside another", "no sums were searched"],
+)
+def test_a_faint_patch_is_left_out_or_becomes_a_sum(
+    opacity: float, beside: list[str], searched: list[str], kept: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families = {"additive": Additive(), "smooth": Smooth()}
+    every = [sizes(families[name], [0, 1, 2], [9.0, 5.0, 9.5]) for name in searched]
+    findings = [patch_of(opacity, 16), *(f for f in single(every, {1}, 0.9) if f.family.name in beside)]
+    search = _Search(Halves(0.0), one_a_class(5), generator(), OPTIONS, every)
+    found = search.as_sums(findings)
+    assert [f.family.name for f in found] == kept and {f.goal for f in found} == {1}
+    monkeypatch.setattr(_Search, "sizes", lambda self, *_: self.found.extend(every))
     monkeypatch.setattr(_Search, "goals", lambda _: findings)
     monkeypatch.setattr(_Search, "beside", lambda *_: [])
     verdict = examine(Halves(0.0), one_a_class(5), generator())

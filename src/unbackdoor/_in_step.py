@@ -113,7 +113,7 @@ class _Pass(threading.Thread):
                 self.model(self.images)
         except _GivenUp:
             pass
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again where the pass is waited for
             self.error = error
         finally:
             self.halted.release()

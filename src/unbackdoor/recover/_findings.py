@@ -13,6 +13,9 @@ from unbackdoor.recover._search import Minimal
 from unbackdoor.recover._sizes import SMALL_OF_FINALISTS, Sizes
 from unbackdoor.recover._strokes import Strokes
 
+FAINT, SPREAD = 0.5, 1 / 8
+"""A patch is faint whose mask covers no pixel by so much, while its place has so large a share of the image:
+it hides nothing, and what opaque ones find all over there is what chance finds."""
 TELLING = 3.0
 """A family tells of the trigger where its ratio is at most so many times that of the best family."""
 
@@ -57,6 +60,14 @@ class Finding:
     def for_noise(self) -> bool:
         """Whether additive triggers of an ordinary size stand in for noise that leads to the class."""
         return isinstance(self.family, Additive) and self.ratio > SMALL_OF_FINALISTS
+
+    @property
+    def faint(self) -> bool:
+        """Whether it is a patch by its name only: few hundredths of many pixels, which is a sum."""
+        if type(self.family) is not Patch or self.all_to_all:
+            return False
+        place = self.family.place(self.params)
+        return self.params[0].sigmoid().max().item() < FAINT and place.mean().item() >= SPREAD
 
     @property
     def strong_place(self) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import Additive, Family
 from unbackdoor.recover._search import measure, strengthen
-from unbackdoor.recover._sizes import Sizes
+from unbackdoor.recover._sizes import HEAT_BATCH, Sizes
 
 BUDGET = 2.0
 """The ample budget, in minimal sizes of the median class."""
@@ -28,12 +28,14 @@ REACHED = 0.5
 EVIDENCE = 3.0
 """At the place of its small trigger, a class's lead divided by the trigger's ratio to the median size. The
 lead is ``LEAD`` at least: of classes that look alike one is easy to reach, but the next hardly less so."""
+PROMISING = 0.7
+"""Share of the lead asked for that a first search has to show for a second one to be made."""
 SMALLISH = 0.6
 """The ratio up to which it is asked: at the places of larger triggers chance leads by as much."""
 FINALISTS = 10
 """Of more classes than these, only so many are searched to the end, those that lead …"""
 HEAT = 1 / 3
-"""… after so large a part of the steps."""
+"""… after so large a part of the steps, with fewer images, as for sizes."""
 AT_ONCE = 20
 """Searches side by side."""
 
@@ -99,7 +101,7 @@ def finalists(
     goals = torch.arange(clean.num_classes, device=clean.labels.device)
     if len(goals) <= FINALISTS:
         return goals
-    sizes = {"steps": max(1, round(HEAT * steps)), "batch": batch}
+    sizes = {"steps": max(1, round(HEAT * steps)), "batch": max(1, round(HEAT_BATCH * batch))}
     every = [last_margins(model, clean, family, place, goals, generator, **sizes) for place in places]
     return torch.stack(every).amax(dim=0).topk(FINALISTS).indices.sort().values
 
@@ -132,7 +134,8 @@ def leader_at_place(
     """Return the class with one family's smallest trigger, if it leads by far where that trigger sits.
 
     A class that chance made easy is outdone, or nearly so, by others at the very place of its own small
-    trigger. Every finalist is searched there twice; both margins are averaged.
+    trigger. Every finalist is searched there, and where the lead comes near enough, once more; both margins
+    are averaged.
 
     Args:
         model, clean, generator, batch: as for ``strengthen``.
@@ -143,12 +146,21 @@ def leader_at_place(
     if not found.reached[row] or ratio > SMALLISH:
         return None
     place, goals = found.family.place(found.classes.of(row)), found.classes.goals
-    sizes = {"steps": max(1, steps), "batch": batch}
-    twice, _ = largest_margins(model, clean, found.family, place, goals.repeat(2), generator, **sizes)
-    margins = twice.view(2, -1).mean(0)
+    shared = (model, clean, found.family, place, goals, generator)
+    sizes, enough = {"steps": max(1, steps), "batch": batch}, max(LEAD, EVIDENCE * ratio)
+    once, _ = largest_margins(*shared, **sizes)
+    if _lead_of(once, row) < PROMISING * enough:
+        return None
+    again, _ = largest_margins(*shared, **sizes)
+    lead = _lead_of((once + again) / 2, row)
+    return Leader(int(goals[row]), lead) if lead >= enough else None
+
+
+def _lead_of(margins: Tensor, row: int) -> float:
+    """Return one margin of (K,) divided by the largest other one."""
+    others = margins[torch.arange(len(margins), device=margins.device) != row]
     # Next classes with margins about zero would make any lead a large one.
-    lead = (margins[row] / margins[goals != goals[row]].max().clamp(min=1)).item()
-    return Leader(int(goals[row]), lead) if lead >= max(LEAD, EVIDENCE * ratio) else None
+    return (margins[row] / others.max().clamp(min=1)).item()
 
 
 def largest_margins(

@@ -110,7 +110,8 @@ def examine(
     search.sizes(families, tell)
     findings: list[Finding] = []
     if clean.num_classes >= LEAST_CLASSES:
-        findings = search.as_picture(without_stand_ins(search.goals() or search.beyond_sizes()))
+        findings = without_stand_ins(search.goals() or search.beyond_sizes())
+        findings = search.as_sums(search.as_picture(findings))
         findings += search.beside(findings)
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
 
@@ -216,7 +217,7 @@ class _Search:
             return []
         shared = (self.model, self.clean, sums.family, sums.median)
         first = leader(*shared, self.generator, **self._half)
-        return self._heard(self._led(self._summed(first, sums))) if first else []
+        return self._heard(self._led(self._summed(first.goal, sums, first.lead))) if first else []
 
     def windows(self) -> list[Finding]:
         """Return the findings of the class that a patch in a window leads to by far, if any."""
@@ -248,6 +249,14 @@ class _Search:
             return findings
         led = self.pictures(INSTEAD)
         return led if {f.goal for f in led} == {f.goal for f in findings} else findings
+
+    def as_sums(self, findings: list[Finding]) -> list[Finding]:
+        """Return the findings without faint patches; the goals that these alone tell of get sums instead."""
+        kept, sums = [f for f in findings if not f.faint], self._sums
+        if sums is None:
+            return kept or findings
+        alone = {f.goal for f in findings} - {f.goal for f in kept}
+        return kept + [self._summed(goal, sums) for goal in sorted(alone)]
 
     def stripes(self) -> list[Finding]:
         """Return the findings of the class that leads under stripes, if any, and if neither both textures nor
@@ -346,7 +355,11 @@ class _Search:
     def _led_by_noise(self, led: Leader | None) -> list[Finding]:
         """Additive triggers stand for noise."""
         sums = self._sums
-        return self._led(replace(self._summed(led, sums), lead_of="noise")) if led and sums else []
+        return (
+            self._led(replace(self._summed(led.goal, sums, led.lead), lead_of="noise"))
+            if led and sums
+            else []
+        )
 
     def _heard(self, findings: list[Finding]) -> list[Finding]:
         """Return the findings without the goals that additive triggers alone tell of, and noise does not."""
@@ -365,16 +378,16 @@ class _Search:
         if sums is None or any(isinstance(f.family, Additive) for f in findings):
             return findings
         heard = self._under_noise.lead_of(first.goal) >= ALSO * self._under_noise.sureness
-        return [*findings, replace(self._summed(first, sums), lead=None)] if heard else findings
+        return [*findings, self._summed(first.goal, sums)] if heard else findings
 
-    def _summed(self, first: Leader, sums: Sizes) -> Finding:
-        """Return the leader's finding among additive triggers, searched where it is no finalist."""
+    def _summed(self, goal: int, sums: Sizes, lead: float | None = None) -> Finding:
+        """Return the class's finding among additive triggers, searched where it is no finalist."""
         minimal = sums.classes
-        if sums.row(first.goal) is None:
-            goal = torch.tensor([first.goal], device=self.clean.labels.device)
-            shared = (self.model, self.clean, sums.family, goal)
-            minimal = minimal_triggers(*shared, self.generator, **self.options)
-        return finding_of(sums.family, minimal, first.goal, sums.median, first.lead)
+        if sums.row(goal) is None:
+            one = torch.tensor([goal], device=self.clean.labels.device)
+            shared = (self.model, self.clean, sums.family, one, self.generator)
+            minimal = minimal_triggers(*shared, **self.options)
+        return finding_of(sums.family, minimal, goal, sums.median, lead)
 
     def _led(self, own: Finding) -> list[Finding]:
         """Return a leader's finding, and those of the other families that have small triggers for it."""
