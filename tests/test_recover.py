@@ -1378,52 +1378,52 @@ def test_a_large_patch_and_sums_are_parts_of_a_picture_that_leads_to_their_class
     assert [f.family.name for f in verdict.findings] == kept
 
 
-def patch_of(opacity: float, side: int) -> Finding:
-    """Return a patch of class 1 whose mask covers a square of so many of 16 pixels by so much."""
-    mask = torch.full((1, 1, 16, 16), -20.0)
-    mask[..., :side, :side] = torch.tensor(opacity).logit()
-    return Finding(1, False, Patch(widened=0), 2.0, 9.0, [mask, torch.zeros(1, 3, 16, 16)])
+def patch_of(opacity: float) -> Finding:
+    """Return a patch of class 1 whose mask covers two pixels by so much."""
+    mask = torch.full((1, 1, 8, 8), -20.0)
+    mask[..., 0, :2] = torch.tensor(opacity).logit()
+    return Finding(1, False, Patch(), 2.0, 9.0, [mask, torch.zeros(1, 3, 8, 8)])
 
 
-@pytest.mark.parametrize(
-    ("opacity", "side", "faint"),
-    [(0.45, 6, True), (0.55, 6, False), (0.05, 5, False), (0.05, 16, True)],
-    ids=["spread and faint", "it hides much", "it has a place", "everywhere"],
-)
-def test_a_patch_that_hides_nothing_over_much_of_the_image_is_faint(
-    opacity: float, side: int, faint: bool
-) -> None:
-    found = patch_of(opacity, side)
-    assert found.faint is faint
-    assert not replace(found, all_to_all=True).faint
+def test_a_patch_that_hides_nothing_is_faint() -> None:
+    assert patch_of(0.35).faint and not patch_of(0.45).faint
+    assert not replace(patch_of(0.35), all_to_all=True).faint
     assert not finding_of(Additive(), minimal([1], [2.0]), 1, 9.0).faint
 
 
 @pytest.mark.parametrize(
-    ("opacity", "beside", "searched", "kept"),
+    ("shift", "pixels", "norms", "kept"),
     [
-        (0.1, [], ["additive", "smooth"], ["additive"]),
-        (0.1, ["smooth"], ["additive", "smooth"], ["smooth"]),
-        (0.9, [], ["additive"], ["patch"]),
-        (0.9, ["smooth"], ["additive", "smooth"], ["patch", "smooth"]),
-        (0.1, [], ["smooth"], ["patch"]),
+        (-9.0, 1.0, {"additive": 4.0}, ["additive"]),
+        (-9.0, 0.5, {"additive": 3.5, "smooth": 8.5}, ["additive"]),
+        (-9.0, 0.5, {"additive": 8.0, "smooth": 3.0}, ["smooth"]),
+        (-9.0, 0.5, {"additive": 8.0}, ["additive"]),
+        (-9.0, 0.5, {"smooth": 8.0}, ["patch"]),
+        (0.0, 1.0, {"additive": 4.0}, ["patch"]),
+        (0.0, 0.5, {"additive": 8.0}, ["patch"]),
     ],
-    ids=["alone", "beside another", "opaque", "opaque beside another", "no sums were searched"],
+    ids=[
+        "a sum, too",
+        "a sum that is far larger beside the others",
+        "what is smooth",
+        "no small one beside",
+        "no sums were searched",
+        "opaque, and the sum is far larger",
+        "opaque alone",
+    ],
 )
-def test_a_faint_patch_is_left_out_or_becomes_a_sum(
-    opacity: float, beside: list[str], searched: list[str], kept: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_faint_patch_tells_of_a_goal_but_is_left_out_or_becomes_a_sum(
+    shift: float, pixels: float, norms: dict[str, float], kept: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     families = {"additive": Additive(), "smooth": Smooth()}
-    every = [sizes(families[name], [0, 1, 2], [9.0, 5.0, 9.5]) for name in searched]
-    findings = [patch_of(opacity, 16), *(f for f in single(every, {1}, 0.9) if f.family.name in beside)]
-    search = _Search(Halves(0.0), one_a_class(5), generator(), OPTIONS, every)
-    found = search.as_sums(findings)
+    patches = sizes(Patch(), [0, 1, 2, 3], [9.0, pixels, 9.5, 9.8])
+    patches.classes.params[0].add_(shift)
+    others = [sizes(families[name], [0, 1, 2, 3], [9.0, norm, 9.5, 9.8]) for name, norm in norms.items()]
+    # What is heard under noise says nothing against a goal that a patch tells of.
+    monkeypatch.setattr(_Search, "_under_noise", Answers(torch.full((5,), -9.0), torch.zeros(5), 1.0))
+    search = _Search(Halves(0.0), one_a_class(5), generator(), OPTIONS, [patches, *others])
+    found = search.targets()
     assert [f.family.name for f in found] == kept and {f.goal for f in found} == {1}
-    monkeypatch.setattr(_Search, "sizes", lambda self, *_: self.found.extend(every))
-    monkeypatch.setattr(_Search, "goals", lambda _: findings)
-    monkeypatch.setattr(_Search, "beside", lambda *_: [])
-    verdict = examine(Halves(0.0), one_a_class(5), generator())
-    assert [f.family.name for f in verdict.findings] == kept
 
 
 def test_what_takes_little_time_is_asked_first_where_no_size_tells(monkeypatch: pytest.MonkeyPatch) -> None:

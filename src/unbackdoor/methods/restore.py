@@ -504,7 +504,7 @@ class _Repair:
         first = self.told[0]
         first["others"] = self.others()
         pairs = list(zip(first["margins"], first["others"], strict=False))
-        further = [others <= 0 or own > APART * others for own, others in pairs]
+        further = [own > max(0, APART * others) for own, others in pairs]
         kept = [i for i, leads in enumerate(further) if leads or self.findings[i].for_noise]
         if kept and len(kept) < len(self.findings):
             self.findings = tuple(self.findings[i] for i in kept)
@@ -577,7 +577,7 @@ class _Repair:
 
     def lead_of_noise(self) -> float | None:
         """By how many logits noise leads to the target, where sums alone tell of it; ``None`` elsewhere."""
-        if not all(isinstance(f.family, Additive) and f.target is not None for f in self.findings):
+        if not all(f.for_noise and not f.all_to_all for f in self.findings):
             return None
         answers = answers_under(self.model, self.clean, noises(), copied(self.session.generator))
         return answers.lead_of(self.findings[0].goal)

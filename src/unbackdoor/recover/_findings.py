@@ -13,9 +13,9 @@ from unbackdoor.recover._search import Minimal
 from unbackdoor.recover._sizes import SMALL_OF_FINALISTS, Sizes
 from unbackdoor.recover._strokes import Strokes
 
-FAINT, SPREAD = 0.5, 1 / 8
-"""A patch is faint whose mask covers no pixel by so much, while its place has so large a share of the image:
-it hides nothing, and what opaque ones find all over there is what chance finds."""
+FAINT = 0.4
+"""A patch is faint whose mask covers no pixel by so much: it hides nothing, and what opaque ones find in its
+place is what chance finds. Those of patches cover some pixel by half and more."""
 TELLING = 3.0
 """A family tells of the trigger where its ratio is at most so many times that of the best family."""
 
@@ -63,11 +63,9 @@ class Finding:
 
     @property
     def faint(self) -> bool:
-        """Whether it is a patch by its name only: few hundredths of many pixels, which is a sum."""
-        if type(self.family) is not Patch or self.all_to_all:
-            return False
-        place = self.family.place(self.params)
-        return self.params[0].sigmoid().max().item() < FAINT and place.mean().item() >= SPREAD
+        """Whether it is a patch by its name only: a little of several pixels, which is a sum."""
+        patch = type(self.family) is Patch and not self.all_to_all
+        return patch and self.params[0].sigmoid().max().item() < FAINT
 
     @property
     def strong_place(self) -> torch.Tensor:

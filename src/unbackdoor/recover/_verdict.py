@@ -110,8 +110,7 @@ def examine(
     search.sizes(families, tell)
     findings: list[Finding] = []
     if clean.num_classes >= LEAST_CLASSES:
-        findings = without_stand_ins(search.goals() or search.beyond_sizes())
-        findings = search.as_sums(search.as_picture(findings))
+        findings = search.as_picture(without_stand_ins(search.goals() or search.beyond_sizes()))
         findings += search.beside(findings)
     return Verdict(tuple(findings), {found.family.name: found.to_dict() for found in search.found})
 
@@ -186,7 +185,16 @@ class _Search:
             led = self.textures()
             return led if led and led[0].goal in apart else findings
         alone = self._large_alone(findings) and findings[0].ratio > SMALL
-        return [] if alone else findings
+        return [] if alone else self.as_sums(findings)
+
+    def as_sums(self, findings: list[Finding]) -> list[Finding]:
+        """Return what tells of the same goals but faint patches; goals that only these tell of get sums."""
+        if self._sums is None or not any(f.faint for f in findings):
+            return findings
+        goals = {f.goal for f in findings}
+        kept = telling([f for f in single(self.found, goals) if not f.faint])
+        alone = goals - {f.goal for f in kept}
+        return kept + [self._summed(goal, self._sums) for goal in sorted(alone)]
 
     def all_to_all(self, searched: list[Sizes], generator: torch.Generator) -> list[Finding]:
         """Search all-to-all in the families of ``searched`` and return its findings."""
@@ -249,14 +257,6 @@ class _Search:
             return findings
         led = self.pictures(INSTEAD)
         return led if {f.goal for f in led} == {f.goal for f in findings} else findings
-
-    def as_sums(self, findings: list[Finding]) -> list[Finding]:
-        """Return the findings without faint patches; the goals that these alone tell of get sums instead."""
-        kept, sums = [f for f in findings if not f.faint], self._sums
-        if sums is None:
-            return kept or findings
-        alone = {f.goal for f in findings} - {f.goal for f in kept}
-        return kept + [self._summed(goal, sums) for goal in sorted(alone)]
 
     def stripes(self) -> list[Finding]:
         """Return the findings of the class that leads under stripes, if any, and if neither both textures nor
