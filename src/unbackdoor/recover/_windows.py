@@ -25,7 +25,7 @@ SIDE = 0.375
 ALONG = 3
 """Windows along each side of the image; they overlap a little."""
 LEAD = 3.5
-"""A class's largest margin in its best window is at least so many times the next class's there …"""
+"""A class's margin in the window where it leads by most is at least so many times the next class's there …"""
 WINDOWED = 3.5
 """… and larger by so many times what the network's first answer is ahead of its second, and by ``CLEAR`` …"""
 ANYWHERE = 0.25
@@ -49,7 +49,7 @@ def leading_window(
 ) -> tuple[Leader, Params] | None:
     """Return the class that a patch in one window leads to by far, with a mask of the window.
 
-    The finalists are searched in all windows, and then, in that of the largest margin, once more.
+    The finalists are searched in all windows, and then, in that where one leads by most, once more.
 
     Args:
         model, clean, generator, batch: as for ``strengthen``; steps: Adam steps, at least one is made.
@@ -60,7 +60,9 @@ def leading_window(
     sizes, masks = {"steps": max(1, steps), "batch": batch}, _windows(clean)
     goals = finalists(model, clean, Window(), masks, generator, **sizes)
     every = torch.stack([last_margins(model, clean, Window(), m, goals, generator, **sizes) for m in masks])
-    best = masks[int(every.amax(dim=1).argmax())]
+    # Not that of the largest margin: where the target reaches as far in several, others reach less in some.
+    first, second = every.topk(2, dim=1).values.unbind(dim=1)
+    best = masks[int((first - second).argmax())]
     again, _ = largest_margins(model, clean, Window(), best, goals, generator, **sizes)
     first = clear_leader(again, max(CLEAR, WINDOWED * sureness(model, clean.images[:LIMIT])))
     if first is None or first.lead < LEAD:
