@@ -414,6 +414,27 @@ def test_at_its_place_a_class_leads_by_its_size_and_by_half_as_much_again_at_lea
     assert (led is not None and led.goal == 1) is found
 
 
+@pytest.mark.parametrize(
+    ("leads", "searches", "lead"),
+    [([1.0], 1, None), ([1.1, 1.6], 2, None), ([1.1, 2.4], 2, 1.75), ([2.4, 1.1], 2, 1.75)],
+    ids=["no promise", "too little in all", "enough in all", "less again"],
+)
+def test_at_its_place_a_class_is_searched_again_where_its_lead_is_promising(
+    leads: list[float], searches: int, lead: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = list(leads)
+
+    def largest(*given: torch.Tensor, **_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        best = 10 * left.pop(0)
+        return torch.where(given[4] == 1, best, 10.0), torch.ones(len(given[4]))
+
+    monkeypatch.setattr("unbackdoor.recover._margins.largest_margins", largest)
+    searched = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 2.0, 10.0, 11.0, 12.0])
+    led = leader_at_place(Roughness(0.0), one_a_class(5), searched, generator(), **OPTIONS)
+    assert len(leads) - len(left) == searches
+    assert led == (None if lead is None else Leader(1, pytest.approx(lead)))
+
+
 @pytest.mark.parametrize(("surplus", "goals"), [(0.0, []), (20.0, [3])], ids=["all alike", "one leads"])
 def test_a_small_trigger_is_told_by_its_lead_at_its_place(surplus: float, goals: list[int]) -> None:
     model, clean = Sums(surplus), one_a_class(5)
@@ -1273,6 +1294,23 @@ def test_windows_of_a_network_that_is_sure_of_nothing_have_to_lead_by_some_logit
     monkeypatch.setattr("unbackdoor.recover._windows.largest_margins", lambda *_, **__: (margins, None))
     led = leading_window(Swell(), one_a_class(5), generator(), steps=1, batch=1)
     assert (led is not None and led[0] == Leader(1, pytest.approx(margin))) is found
+
+
+def test_the_window_in_which_a_class_leads_by_most_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = [torch.tensor([1.0, own, other]) for own, other in [(20.0, 4.0), (22.0, 2.0), (22.1, 9.0)] * 3]
+    again: list[torch.Tensor] = []
+
+    def largest(*given: torch.Tensor, **_: int) -> tuple[torch.Tensor, None]:
+        again.append(given[3])
+        return torch.tensor([1.0, 22.0, 2.0]), None
+
+    monkeypatch.setattr("unbackdoor.recover._windows.sureness", lambda *_: 0.0)
+    monkeypatch.setattr("unbackdoor.recover._windows.last_margins", lambda *_, **__: every.pop(0))
+    monkeypatch.setattr("unbackdoor.recover._windows.largest_margins", largest)
+    led = leading_window(Swell(), one_a_class(3), generator(), steps=1, batch=1)
+    assert led is not None and led[0] == Leader(1, pytest.approx(11.0))
+    # The second of three along the top.
+    assert again[0][0, 0].nonzero().flatten().tolist() == [2, 3, 4] and again[0][0, 4:].sum() == 0
 
 
 @pytest.mark.parametrize("of", ["windows", "pictures"])

@@ -3,7 +3,8 @@ its clean answer, in closed form. The package's default.
 
     examine f; nothing stands apart -> return f unchanged
     for every finding (target t, family, minimal trigger): place = where the minimal trigger sits
-        left out if strong triggers there lead to other classes about as well, while another finding's do not
+        left out if strong triggers there lead to other classes about as well, or nowhere, while another
+        finding's do not
     repeat, at most R rounds:
         pool += triggers at the place with the largest margin of t on the current f', from fresh varied starts
         where they stand in for one that covers the image, and where sums alone tell of t and noise still
@@ -496,7 +497,7 @@ class _Repair:
         self.known = answered(self.original, self.probes)
 
     def begin(self) -> None:
-        """Look at the original; leave findings out that lead to other classes about as well as to the target.
+        """Look at the original; leave findings out that lead to other classes about as well, or nowhere.
 
         Not if that holds for all of them, and not those that stand in for noise, which tells of them.
         """
@@ -576,7 +577,10 @@ class _Repair:
         return len(self.told) > 1 and (self.told[-1]["noise"] or 0) > 0
 
     def lead_of_noise(self) -> float | None:
-        """By how many logits noise leads to the target, where sums alone tell of it; ``None`` elsewhere."""
+        """By how many logits noise leads to the target, where it alone tells of it; ``None`` elsewhere.
+
+        Sums that are smaller than chance finds are triggers of their own, and go by their own margins.
+        """
         if not all(f.for_noise and not f.all_to_all for f in self.findings):
             return None
         answers = answers_under(self.model, self.clean, noises(), copied(self.session.generator))

@@ -177,7 +177,8 @@ class _Search:
         end: a clean network of many classes has one that a large patch reaches somewhat sooner, now and then.
         Of several classes with large patches, strokes or noise tell the one that is a target: a piece of a
         watermark has many pixels, and so has what chance makes of another class. Additive triggers that alone
-        tell of a class by little need noise to lead there by far.
+        tell of a class by little need noise to lead there by far. A faint patch tells of its class, but is
+        not returned.
         """
         apart = {goal for found in self.found for goal in found.apart()}
         findings = self._well_heard(self._heard(telling(single(self.found, apart))))
@@ -188,7 +189,7 @@ class _Search:
         return [] if alone else self.as_sums(findings)
 
     def as_sums(self, findings: list[Finding]) -> list[Finding]:
-        """Return what tells of the same goals but faint patches; goals that only these tell of get sums."""
+        """Return what tells of the same goals but faint patches; goals that these alone tell of get sums."""
         if self._sums is None or not any(f.faint for f in findings):
             return findings
         goals = {f.goal for f in findings}
