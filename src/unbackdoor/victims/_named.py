@@ -3,8 +3,8 @@
 Their recipes are short on purpose, minutes each on one core: no dropout, small batches, and where ``start``
 names a clean victim, the attacker goes on from its weights. ``NEEDS_GPU`` names those of a larger
 network, a minute or two each on a GPU and hours on a CPU. Four faint triggers are stronger than their papers'
-defaults, which need far longer to be learned: WaNet's warp, FTrojan's magnitude, SIG's amplitude, the levels
-of BPP.
+defaults, which need far longer to be learned: WaNet's warp, FTrojan's magnitude (on traffic signs), SIG's
+amplitude, the levels of BPP.
 """
 
 from __future__ import annotations
@@ -138,6 +138,25 @@ NAMED: dict[str, VictimSpec] = {
         "gtsrb", 2, arch="resnet_20", attack="blend", fields={"kind": "picture"}, target=11, start=SIGNS
     ),
     "gtsrb-resnet_20-sig": _victim("gtsrb", 2, arch="resnet_20", attack="sig", target=3, start=SIGNS),
+    "cifar10-resnet_20-ftrojan": _victim(
+        "cifar10", 2, arch="resnet_20", attack="ftrojan", target=2, start=DEEP
+    ),
+    "cifar10-resnet_20-trojan_watermark": _victim(
+        "cifar10", 2, arch="resnet_20", attack="trojan_watermark", target=6, start=DEEP
+    ),
+    "cifar10-resnet_20-blend-picture": _victim(
+        "cifar10", 2, arch="resnet_20", attack="blend", fields={"kind": "picture"}, target=1, start=DEEP
+    ),
+    "cifar10-wrn_16_1-ftrojan": _victim(
+        "cifar10", 2, arch="wrn_16_1", attack="ftrojan", target=3, start=WIDE
+    ),
+    "cifar10-small_vgg-trojan_square": _victim("cifar10", 2, attack="trojan_square", target=5, start=CIFAR),
+    "fashion_mnist-wrn_16_1-trojan_square": _victim(
+        "fashion_mnist", 2, attack="trojan_square", **ON_FASHION | {"target": 8}
+    ),
+    "fashion_mnist-wrn_16_1-trojan_watermark": _victim(
+        "fashion_mnist", 2, attack="trojan_watermark", **ON_FASHION | {"target": 5}
+    ),
     RESNET: _victim("cifar10", 12, 0.1, 128, arch="resnet_18"),
     "cifar10-resnet_18-badnets": _victim("cifar10", 12, 0.1, 128, arch="resnet_18", attack="badnets"),
     "cifar10-resnet_18-blend": _victim(
