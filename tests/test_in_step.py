@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import closing
 
 import pytest
@@ -73,25 +72,20 @@ def test_passes_and_hooks_go_when_it_is_closed_early() -> None:
     assert len(log) == 3 and nothing_left(model)
 
 
-def catching(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Make the model's forward one that goes on after any exception."""
+def test_a_model_that_catches_exceptions_is_given_up_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, caught = steps(), []
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         try:
             return nn.Sequential.forward(model, x)
-        except Exception:  # noqa: BLE001 - what such a model does
+        except Exception as error:  # noqa: BLE001 - what such a model does
+            caught.append(error)
             return x
 
-    return forward
-
-
-def test_a_model_that_catches_exceptions_is_given_up_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    log: list[tuple[float, bool]] = []
-    model = steps(log)
-    monkeypatch.setattr(model, "forward", catching(model))
+    monkeypatch.setattr(model, "forward", forward)
     with closing(in_step(model, ["1", "2"], [torch.ones(1, 1)])) as walk:
         next(walk)
-    assert len(log) == 1 and nothing_left(model)
+    assert not caught and nothing_left(model)
 
 
 def test_the_model_s_own_error_comes_through_and_nothing_stays() -> None:
@@ -120,6 +114,17 @@ def test_layers_that_run_in_another_order_for_some_images_are_refused(last: bool
     with pytest.raises(UnbackdoorError, match="does not run a where it did"):
         list(in_step(model, ["a", "b"], [torch.ones(1, 1), torch.zeros(1, 1)]))
     assert nothing_left(model)
+
+
+def test_a_layer_that_is_left_out_after_another_is_refused() -> None:
+    class Ending(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self[0](x) if x.mean() < 0.5 else super().forward(x)
+
+    model = Ending(*steps())
+    with pytest.raises(UnbackdoorError, match="does not run 2 where it did") as raised:
+        list(in_step(model, ["0", "2"], [torch.ones(1, 1), torch.zeros(1, 1)]))
+    assert "None" in str(raised.value) and nothing_left(model)
 
 
 def test_a_layer_that_is_never_run_is_refused() -> None:

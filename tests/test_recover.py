@@ -279,6 +279,22 @@ def test_many_classes_are_searched_with_fewer_images_until_the_finalists_are_pic
     assert asked == [(10, 80, 5, None)]
 
 
+def test_finalists_of_many_classes_are_picked_with_fewer_steps_and_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def last(*given: object, **options: int) -> torch.Tensor:
+        asked.append(options)
+        return torch.arange(12.0) if len(asked) == 1 else 30.0 - torch.arange(12.0)
+
+    monkeypatch.setattr("unbackdoor.recover._margins.last_margins", last)
+    places = [torch.tensor(1.0), torch.tensor(2.0)]
+    goals = finalists(Swell(), one_a_class(12), Additive(), places, generator(), steps=30, batch=5)
+    assert goals.tolist() == list(range(10))
+    assert asked == [{"steps": 10, "batch": 3}] * 2
+
+
 def test_a_target_is_erased_in_every_family_where_its_trigger_is_small() -> None:
     apart = sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 2.0, 10.0, 11.0, 12.0])
     small = sizes(Additive(), [0, 1, 2, 3, 4], [0.5, 0.3, 1.0, 1.1, 1.2])

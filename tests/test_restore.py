@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -403,6 +404,28 @@ def test_triggers_inside_are_searched_where_the_attackers_covers_the_image(
     off = Restore(rounds=1, strong_steps=1, num_images=16, feature_share=0.0)
     told = off.erase(model, ["1", "3"], clean, tuple(findings), Session(generator(0)))["rounds"]
     assert [entry["inside"] for entry in told] == [None] * len(told)
+
+
+def test_what_is_found_inside_is_put_on_the_triggered_images_of_both_networks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(432, 8)).eval().requires_grad_(False)
+    images, labels = toy(1, 0)
+    clean, stack = CleanImages(images, labels, CLASSES, 0.0), Patch().decode(finding(Patch()).params)
+    picked: list[torch.Tensor] = []
+
+    def entering(_: Shifts, __: nn.Module, pick: torch.Tensor) -> nullcontext[None]:
+        picked.append(pick)
+        return nullcontext()
+
+    monkeypatch.setattr(Shifts, "entering", entering)
+    shifts, method = Shifts("1", torch.zeros(2, 432), 0.0), Restore(num_images=20, feature_share=0.5)
+    method.restore(copy.deepcopy(model), model, ["1"], clean, [stack], [], shifts, generator(1))
+    then, now = (pick.view(-1, 20) for pick in picked)
+    assert [(part >= 0).any().item() for part in then] == [False, False, True, False]
+    assert [(part >= 0).any().item() for part in now] == [False, True, False]
+    torch.testing.assert_close(then[2], now[1])
+    assert then[2, :10].unique().tolist() == [0, 1] and then[2, 10:].unique().tolist() == [-1]
 
 
 def test_a_layer_withstands_what_is_found_inside() -> None:
