@@ -1480,6 +1480,18 @@ def test_a_faint_patch_tells_of_a_goal_but_is_left_out_or_becomes_a_sum(
     assert [f.family.name for f in found] == kept and {f.goal for f in found} == {1}
 
 
+def test_faint_patches_to_several_classes_become_sums_where_textures_do_not_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    patches = sizes(Patch(), [0, 1, 2, 3, 4], [9.0, 2.0, 2.2, 9.5, 9.8])
+    sums = sizes(Additive(), [0, 1, 2, 3, 4], [9.0, 8.0, 8.0, 9.5, 9.8])
+    search = _Search(Halves(0.0), one_a_class(5), generator(), OPTIONS, [patches, sums])
+    monkeypatch.setattr(_Search, "textures", lambda _: [])
+    assert [(f.goal, f.family.name) for f in search.targets()] == [(1, "patch"), (2, "patch")]
+    patches.classes.params[0].add_(-9.0)
+    assert [(f.goal, f.family.name) for f in search.targets()] == [(1, "additive"), (2, "additive")]
+
+
 def test_what_takes_little_time_is_asked_first_where_no_size_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     kinds = ["leaders_at_place", "stripes", "windows", "pictures", "textures", "leader"]

@@ -131,9 +131,8 @@ def _out_size(layer: nn.Conv2d, seen: Tensor) -> tuple[int, int]:
 def _cut_sets(layer: nn.Module, seen: list[Tensor], at: Tensor, num_sets: int) -> list[Tensor]:
     """Return each set's rows, of what ``in_step`` has seen of all, in batches."""
     parts = at.to(seen[0].device).split([len(part) for part in seen])
-    return list(
-        torch.cat([_cut(layer, x, part) for x, part in zip(seen, parts, strict=True)]).chunk(num_sets)
-    )
+    rows = [_cut(layer, x, part) for x, part in zip(seen, parts, strict=True)]
+    return list(torch.cat(rows).chunk(num_sets))
 
 
 def _cut(layer: nn.Module, seen: Tensor, at: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ its clean answer, in closed form. The package's default.
         finding's do not
     repeat, at most R rounds:
         pool += triggers at the place with the largest margin of t on the current f', from fresh varied starts
-        where they stand in for one that covers the image, and where sums alone tell of t and noise still
+        where they stand in for one that covers the image, and where sums stand for noise and it still
             leads there, and where these lead to t in f by far less than triggers in images: shifts +=
             disturbances of the first late layer's input with the largest margin of t on f', no larger
             there than what the pool does in f
@@ -26,7 +26,7 @@ its clean answer, in closed form. The package's default.
             (all-to-all: when their success is a tenth of the first ones', or the margin two logits below
             zero, neither after the first round nor after one that cost next to nothing); where triggers were
             weak from the start, or strokes stand in, not before the second round, if the first cost next to
-            nothing; where sums alone tell of t and noise led there by far: when it leads elsewhere, and f'
+            nothing; where sums stand for noise, which led there by far: when it leads elsewhere, and f'
             agrees less; with shifts, failing by a hair is enough, but for triggers that move half of the
             images yet, and for coarse pictures while f' agrees on most
         else κ ← 2.5κ
@@ -573,7 +573,7 @@ class _Repair:
         return self.method.strong(*shared)[1].mean().item()
 
     def noise_goes_on(self) -> bool:
-        """Tell whether noise still leads to the target after a round, where sums alone tell of it."""
+        """Tell whether noise still leads to the target after a round, where it alone tells of it."""
         return len(self.told) > 1 and (self.told[-1]["noise"] or 0) > 0
 
     def lead_of_noise(self) -> float | None:

@@ -184,9 +184,11 @@ class _Search:
         findings = self._well_heard(self._heard(telling(single(self.found, apart))))
         if self._large_several(findings):
             led = self.textures()
-            return led if led and led[0].goal in apart else findings
-        alone = self._large_alone(findings) and findings[0].ratio > SMALL
-        return [] if alone else self.as_sums(findings)
+            if led and led[0].goal in apart:
+                return led
+        elif self._large_alone(findings) and findings[0].ratio > SMALL:
+            return []
+        return self.as_sums(findings)
 
     def as_sums(self, findings: list[Finding]) -> list[Finding]:
         """Return what tells of the same goals but faint patches; goals that these alone tell of get sums."""
@@ -356,11 +358,9 @@ class _Search:
     def _led_by_noise(self, led: Leader | None) -> list[Finding]:
         """Additive triggers stand for noise."""
         sums = self._sums
-        return (
-            self._led(replace(self._summed(led.goal, sums, led.lead), lead_of="noise"))
-            if led and sums
-            else []
-        )
+        if led is None or sums is None:
+            return []
+        return self._led(replace(self._summed(led.goal, sums, led.lead), lead_of="noise"))
 
     def _heard(self, findings: list[Finding]) -> list[Finding]:
         """Return the findings without the goals that additive triggers alone tell of, and noise does not."""

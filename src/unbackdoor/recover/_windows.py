@@ -61,8 +61,8 @@ def leading_window(
     goals = finalists(model, clean, Window(), masks, generator, **sizes)
     every = torch.stack([last_margins(model, clean, Window(), m, goals, generator, **sizes) for m in masks])
     # Not that of the largest margin: where the target reaches as far in several, others reach less in some.
-    first, second = every.topk(2, dim=1).values.unbind(dim=1)
-    best = masks[int((first - second).argmax())]
+    largest, next_one = every.topk(2, dim=1).values.unbind(dim=1)
+    best = masks[int((largest - next_one).argmax())]
     again, _ = largest_margins(model, clean, Window(), best, goals, generator, **sizes)
     first = clear_leader(again, max(CLEAR, WINDOWED * sureness(model, clean.images[:LIMIT])))
     if first is None or first.lead < LEAD:
