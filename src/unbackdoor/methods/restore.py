@@ -132,7 +132,6 @@ from unbackdoor.recover import (
     Shifts,
     Stripes,
     Strokes,
-    Window,
     answers_under,
     apply_random,
     examine,
@@ -348,18 +347,21 @@ class Restore(Method):
         clearly = last["agreement"] >= bound and (faint or not inside)
         return beyond >= (self.clearance if clearly else 0)
 
-    def cost_much(self, told: list[dict[str, Any]]) -> bool:
+    def cost_much(self, told: list[dict[str, Any]], few_kept: Callable[[], bool]) -> bool:
         """Tell whether the only round, or that made again with less weight, cost much for what it silenced.
 
         Fresh triggers must fail clearly, and the first ones must have been strong: weak ones fail early.
         Where noise led to the target by far, it must fail clearly, and the round counts as dear sooner.
+        ``few_kept`` tells whether most of what the target's own images show is gone.
         """
         first, last = told[0], told[-1]
         if first["noise"] is not None:
             led = first["noise"] >= CLEAR and last["noise"] <= -self.clearance
             return led and len(told) == 2 and last["agreement"] < self.agreement_ample
         clearly = max(last["margins"]) <= -self.clearance and self._few_are_moved(first, last)
-        return max(first["margins"]) > self.weak and clearly and last["agreement"] < self.agreement_fair
+        if not clearly or max(first["margins"]) <= self.weak:
+            return False
+        return last["agreement"] < self.agreement_fair or few_kept()
 
     def still_silent(self, told: list[dict[str, Any]]) -> bool:
         """Tell whether triggers found afresh fail yet, by a logit, and move but few images; or noise."""
@@ -478,6 +480,7 @@ class _Repair:
         probes: images on which both networks' answers are compared; known: the original's, (N,).
         pool: triggers of all rounds; told: one entry a look.
         shifts: triggers at the first late layer, where the attacker's covers the image.
+        reserve: findings that are followed in place of the others where noise is not silenced at once.
     """
 
     method: Restore
@@ -492,9 +495,12 @@ class _Repair:
     told: list[dict[str, Any]] = field(default_factory=list)
     shifts: Shifts | None = None
     known: Tensor = field(init=False)
+    reserve: tuple[Finding, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.known = answered(self.original, self.probes)
+        self.reserve = tuple(f for f in self.findings if f.reserve)
+        self.findings = tuple(f for f in self.findings if not f.reserve)
 
     def begin(self) -> None:
         """Look at the original; leave findings out that lead to other classes about as well, or nowhere.
@@ -576,6 +582,18 @@ class _Repair:
         """Tell whether noise still leads to the target after a round, where it alone tells of it."""
         return len(self.told) > 1 and (self.told[-1]["noise"] or 0) > 0
 
+    def _noise_is_left(self) -> bool:
+        """Tell whether noise, which alone tells of the target, does not fail clearly after a round."""
+        noise = self.told[-1]["noise"]
+        return noise is not None and noise > -self.method.clearance
+
+    def _turn_to_reserve(self) -> None:
+        """Begin again with what was held in reserve: what noise tells of is none."""
+        self.model.load_state_dict(self.original.state_dict())
+        self.findings, self.reserve = self.reserve, ()
+        self.pool, self.told, self.shifts = [], [], None
+        self.begin()
+
     def lead_of_noise(self) -> float | None:
         """By how many logits noise leads to the target, where it alone tells of it; ``None`` elsewhere.
 
@@ -591,6 +609,9 @@ class _Repair:
         self.look_inside()
         previous = self._state()
         self._restore(number)
+        if number == 0 and self.reserve and self._noise_is_left():
+            self._turn_to_reserve()
+            return self.attempt(0)
         if number and self.told[-1]["agreement"] < self.method.agreement_limit:
             self._take_back(previous)
             return False
@@ -601,13 +622,12 @@ class _Repair:
         """Make the first round again with a smaller weight, where it silenced a trigger at a high price.
 
         What a round costs is nearly all its weight's, and on some networks a fraction of it silences as well.
-        Kept is the smallest whose triggers found afresh still fail. Once only where they were found in a
-        window, which need not be the attacker's place: that they fail there says less.
+        Kept is the smallest whose triggers found afresh still fail.
         """
         as_it_is = carry_over(self.findings) and not (covering(self.findings) or self.shifts)
-        for number in range(1, (1 if in_windows(self.findings) else LIGHTER) + 1):
+        for number in range(1, LIGHTER + 1):
             once = len(self.told) == number + 1
-            if not (as_it_is and once and self.method.cost_much(self.told)):
+            if not (as_it_is and once and self.method.cost_much(self.told, self._few_kept)):
                 return
             previous = self._state()
             self._restore(-number)
@@ -650,6 +670,12 @@ class _Repair:
         by = by if by and set_back_(self.model, self.layers[-1], target, by, seen) else 0.0
         kept = (margins > by).float().mean().item() if len(margins) else None
         return {"given_back": given, "handicap": by, "target_kept": kept}
+
+    def _few_kept(self) -> bool:
+        """Tell whether most hard views of the target's own images are lost. What is drawn next stays as it is."""
+        shared = (self.model, self.original, self.clean, self.findings[0].goal)
+        margins = own_margins(*shared, copied(self.session.generator))
+        return len(margins) > 0 and (margins > 0).float().mean().item() < FEW_KEPT
 
     def _worth_refitting(self, margins: Tensor) -> bool:
         """Tell whether the target's row is to be refitted; its own hard views have ``margins``, (n,)."""
@@ -731,11 +757,6 @@ class _Repair:
             params = family.by_chance(place, BY_CHANCE, self.clean.images.shape[1:], self.session.generator)
             drawn += [family.decode_at(place, [p.to(place) for p in params])] if params else []
         return drawn
-
-
-def in_windows(findings: tuple[Finding, ...]) -> bool:
-    """Tell whether patches in a window are among what was found: the attacker's need not sit there."""
-    return any(isinstance(f.family, Window) for f in findings)
 
 
 def pictured(findings: tuple[Finding, ...]) -> bool:

@@ -27,9 +27,11 @@ class Family(abc.ABC):
 
     Attributes:
         strong_rate: step of Adam in the search for strong triggers.
+        tries: so many starts of theirs are drawn, and the best for each goal are searched; 0: none is chosen.
     """
 
     name: ClassVar[str]
+    tries: ClassVar[int] = 0
     strong_rate: float
 
     @abc.abstractmethod

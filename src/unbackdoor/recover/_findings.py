@@ -11,7 +11,7 @@ import torch
 from unbackdoor.recover._families import Additive, Family, Patch, Smooth, Warp
 from unbackdoor.recover._search import Minimal
 from unbackdoor.recover._sizes import SMALL_OF_FINALISTS, Sizes
-from unbackdoor.recover._strokes import Strokes
+from unbackdoor.recover._strokes import Lines, Strokes
 
 FAINT = 0.4
 """A patch is faint whose mask covers no pixel by so much: it hides nothing, and what opaque ones find in its
@@ -46,6 +46,7 @@ class Finding:
     lead: float | None = None
     lead_of: str | None = None
     ahead: float | None = None
+    reserve: bool = False
 
     @property
     def target(self) -> int | None:
@@ -78,6 +79,8 @@ class Finding:
         if self.lead is not None:
             what = f"{self.lead_of} has" if self.lead_of else f"{self.family.name} triggers have"
             return f"{goal} ({what} {self.lead:.2f} times the next class's margin)"
+        if self.reserve:
+            return f"{goal} (strokes, should noise go on to lead to it)"
         if isinstance(self.family, Strokes):
             told = (
                 f" lead to it by {self.ahead:.1f} logits" if self.ahead else " are tried beside a large patch"
@@ -160,11 +163,20 @@ def finding_of(
 
 
 def strokes_to(
-    goal: int, number: int, width: float, ahead: float | None = None, lead: float | None = None
+    goal: int,
+    number: int,
+    width: float,
+    ahead: float | None = None,
+    lead: float | None = None,
+    reserve: bool = False,
 ) -> Finding:
-    """Return strokes of that number and width as a finding; ``ahead``, ``lead``: what tells of the goal."""
-    params = [torch.tensor([[number, width]])]
-    return Finding(goal, False, Strokes(), width, width, params, lead, ahead=ahead)
+    """Return strokes of that number and width as a finding; ``ahead``, ``lead``: what tells of the goal.
+
+    They move where strokes by chance lead there by ``ahead`` logits. Dense ones that move reach any class, and
+    beside a patch, which is a piece of a watermark, they cost several points.
+    """
+    family, params = Strokes() if ahead is None else Lines(), [torch.tensor([[number, width]])]
+    return Finding(goal, False, family, width, width, params, lead, ahead=ahead, reserve=reserve)
 
 
 def shift_of(found: Sizes, shift: Minimal) -> Finding:

@@ -149,6 +149,8 @@ def strengthen(
 ) -> tuple[Recovered, Tensor, Tensor]:
     """Search one trigger at ``place`` for every goal, that with its largest margin, from varied starts.
 
+    Where the family has ``tries``, from the best that chance makes.
+
     Args:
         model: in eval mode.
         clean: images to put triggers on; those that have the wanted label already do not count.
@@ -161,7 +163,7 @@ def strengthen(
         The K triggers, their mean margins (K,) over the last step's images, and the shares of those images
         that they move, (K,).
     """
-    params = family.start_at(place, len(goals), clean.images.shape[1:], generator)
+    params = _starts(model, clean, family, place, goals, generator, batch)
     params = [p.to(clean.images).clone().requires_grad_() for p in params]
     optimizer = torch.optim.Adam(params, family.strong_rate, betas=BETAS)
     for _ in range(steps):
@@ -174,6 +176,63 @@ def strengthen(
     with torch.no_grad():
         triggers = family.decode_at(place, [p.detach() for p in params])
     return triggers, margins.detach(), weighted_mean((moved > 0).to(moved), away)
+
+
+def _starts(
+    model: nn.Module,
+    clean: CleanImages,
+    family: Family,
+    place: Tensor,
+    goals: Tensor,
+    generator: torch.Generator,
+    batch: int,
+) -> Params:
+    if family.tries:
+        return best_by_chance(model, clean, family, place, goals, generator, batch=batch)[0]
+    return family.start_at(place, len(goals), clean.images.shape[1:], generator)
+
+
+@torch.no_grad()
+def best_by_chance(
+    model: nn.Module,
+    clean: CleanImages,
+    family: Family,
+    place: Tensor,
+    goals: Tensor,
+    generator: torch.Generator,
+    *,
+    batch: int,
+) -> tuple[Params, Tensor]:
+    """Let chance make ``family.tries`` triggers at ``place``; return for every goal that which leads furthest.
+
+    Gradients do not find their way from an image to a pattern of many parts; some of those that chance makes
+    have part of it.
+
+    Args:
+        model, clean, family, place, generator: as for ``strengthen``; batch: images that each is put on.
+        goals: classes, int64 (K,), in [0, classes). One that comes several times gets the best ones.
+
+    Returns:
+        The parameters of K triggers, and their mean margins, (K,).
+    """
+    drawn = family.start_at(place, family.tries, clean.images.shape[1:], generator)
+    drawn = [p.to(clean.images) for p in drawn]
+    every = _margins_of_all(model, family.decode_at(place, drawn), *draw(clean, batch, generator))
+    before = (goals[:, None] == goals).tril(-1).sum(dim=1)
+    best = every.argsort(dim=0, descending=True)[before % family.tries, goals]
+    return [p[best] for p in drawn], every[best, goals]
+
+
+def _margins_of_all(model: nn.Module, triggers: Recovered, images: Tensor, labels: Tensor) -> Tensor:
+    """Return every class's mean margin under every trigger, (P, classes), a few of them a forward pass."""
+    picks = torch.arange(len(triggers), device=images.device).split(max(1, LIMIT // len(images)))
+    found = []
+    for pick in picks:
+        each, many = pick.repeat_interleave(len(images)), images.repeat(len(pick), 1, 1, 1)
+        margins, away = margins_and_others(model(triggers.on(many, each)), labels.repeat(len(pick)))
+        shape = (len(pick), len(images), -1)
+        found.append(weighted_mean(margins.view(shape).transpose(1, 2), away.view(shape).transpose(1, 2)))
+    return torch.cat(found)
 
 
 @torch.no_grad()
@@ -195,10 +254,15 @@ def measure(
 @torch.no_grad()
 def class_margins(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Return each class's mean margin (C,) over the images (N, C, H, W) whose label (N,) is another one."""
-    logits = model(images)
+    margins, away = margins_and_others(model(images), labels)
+    return weighted_mean(margins.T, away.T)
+
+
+def margins_and_others(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return every class's margin, (N, C), and which images have another label, (N, C)."""
     classes = torch.arange(logits.shape[1], device=labels.device)
     margins = margin(logits[:, None].expand(-1, len(classes), -1), classes.expand(len(logits), -1))
-    return weighted_mean(margins.T, (classes[:, None] != labels).to(margins))
+    return margins, (classes != labels[:, None]).to(margins)
 
 
 def draw(clean: CleanImages, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -228,8 +292,8 @@ def _margins(
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Return the mean along the rows, zero where no weight is left: (K, n), (K, n) in {0, 1} -> (K,)."""
-    return (values * weights).sum(1) / weights.sum(1).clamp(min=1)
+    """Return the mean along the rows, zero where no weight is left: (…, n), (…, n) in {0, 1} -> (…)."""
+    return (values * weights).sum(-1) / weights.sum(-1).clamp(min=1)
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -33,6 +33,8 @@ DENSE_COUNT = 4
 LEAD, DENSE_SURE = 1.4, 0.35
 """A class's margin there is at least so many times the next one's, and larger by so many times what the
 network's first answer is ahead of its second …"""
+MOVING = ((6, 0.04), (6, 0.07), (12, 0.04), (12, 0.07), (20, 0.04))
+"""Numbers and widths of strokes that move: that is followed under which the best picture leads furthest."""
 DENSE_ROUNDS = 32
 """Draws of two pictures an image with colours at random: fewer tell little of a lead that is not large."""
 RANDOM_SURE = 0.85
@@ -41,6 +43,12 @@ looks like strokes, as sandals do, or like what colours can be found for."""
 GAINED = 1.0
 """Colours searched for a class add to its margin with random ones at least so many times that: a class that
 looks like strokes is reached by any of them, and little more by the best."""
+UNIT = 1 / 32
+"""What places and widths of strokes that move are told in, as a share of the image's shorter side …"""
+SHARP = 2.0
+"""… their edges' slope, for each of these …"""
+COLOURFUL = 2.0
+"""… and the spread of their first colours, as a sigmoid's argument."""
 KINDS = tuple(itertools.product((6, 12), (0.04, 0.07), (False, True)))
 """Strokes an image, their width as a share of it, and whether their colours are saturated."""
 
@@ -70,6 +78,38 @@ class Strokes(Family):
 
     def decode_at(self, place: Tensor, params: Params) -> Recovered:
         return painted(params[1].detach(), params[0].sigmoid())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines(Strokes):
+    """Straight strokes that move: from the best that chance draws, their colours, ends and widths are searched.
+
+    A watermark's letters are not found by chance, but strokes that move come near enough to parts of them. So
+    they reach several times the margin of those that stay where they were drawn, and for other classes, too:
+    they are for erasing what others have told of.
+
+    Parameters: colours (K, S, C) through a sigmoid, ends (K, S, 2, 2), widths (K, S, 1) and, moved by no
+    gradient, where the pixels are (K, 2, H, W), in ``UNIT``.
+    """
+
+    name: ClassVar[str] = "line"
+    tries: ClassVar[int] = 96
+
+    def start_at(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
+        number, width = int(place[0]), place[1].item() / UNIT
+        pixels = _pixels(shape[1:]) / (UNIT * min(shape[1:]))
+        sides = torch.tensor(shape[1:]) / (UNIT * min(shape[1:]))
+        ends = sides * torch.rand(count, number, 2, 2, generator=generator)
+        colours = COLOURFUL * torch.randn(count, number, shape[0], generator=generator)
+        return [colours, ends, torch.full((count, number, 1), width), pixels.expand(count, -1, -1, -1)]
+
+    def decode_at(self, place: Tensor, params: Params) -> Recovered:
+        colours, ends, widths, pixels = params
+        start, end = ends[..., None, None].unbind(2)
+        off = _off(pixels.detach()[:, None], start, end)[:, :, 0]
+        covered = (SHARP * (widths[..., None] / 2 - off)).sigmoid()
+        over = torch.cat([torch.ones_like(covered[:, :1]), (1 - covered).cumprod(1)[:, :-1]], dim=1)
+        return painted(covered * over, colours.sigmoid())
 
 
 def leading_strokes(
@@ -110,6 +150,11 @@ def leading_strokes(
 def strokes() -> list[Texture]:
     """Return all ``KINDS`` of strokes."""
     return [_kind(*each) for each in KINDS]
+
+
+def moving_strokes() -> list[Texture]:
+    """Return all kinds of ``MOVING`` and the dense ones, in saturated colours, which letters mostly have."""
+    return [_kind(*each, saturated=True) for each in (*MOVING, DENSE)]
 
 
 def under_dense_strokes(model: nn.Module, clean: CleanImages, generator: torch.Generator) -> Answers:
@@ -155,9 +200,19 @@ def draw_strokes(
     """
     sides = torch.tensor(size).view(2, 1, 1)
     start, end = (sides * torch.rand(count, number, 2, 2, 1, 1, generator=generator)).unbind(2)
-    pixels = 0.5 + torch.stack(torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij"))
-    way = end - start
-    along = ((pixels - start) * way).sum(2, keepdim=True) / way.square().sum(2, keepdim=True).clamp(min=1)
-    off = (pixels - start - along.clamp(0, 1) * way).square().sum(2).sqrt()
+    off = _off(_pixels(size), start, end).squeeze(2)
     covered = (off < width * min(size) / 2).float()
     return covered * (covered.cumsum(1) == 1)
+
+
+def _pixels(size: tuple[int, int]) -> Tensor:
+    """Return the middle of every pixel, (2, H, W), down and to the right."""
+    return 0.5 + torch.stack(torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij"))
+
+
+def _off(pixels: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Return how far pixels are from strokes: (…, 2, H, W), (…, 2, 1, 1) twice -> (…, 1, H, W)."""
+    way = end - start
+    along = ((pixels - start) * way).sum(-3, keepdim=True) / way.square().sum(-3, keepdim=True).clamp(min=1)
+    # Clamped, as a root has no gradient at zero.
+    return (pixels - start - along.clamp(0, 1) * way).square().sum(-3, keepdim=True).clamp(min=1e-6).sqrt()

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from unbackdoor._clean import CleanImages
 from unbackdoor.recover._margins import Leader
-from unbackdoor.recover._search import class_margins
+from unbackdoor.recover._search import class_margins, margins_and_others, weighted_mean
 
 IMAGES = 16
 TIMES = 2
 """Images that textures are put on, at most, and draws for each."""
+PICTURES, ON_EACH = 48, 4
+"""Pictures of a texture that the best is taken of, and images that each is put on."""
 CLEAR = 6.0
 """The best class's margin is larger by so many logits than the next class's, each under its best texture …"""
 SURE = 0.7
@@ -96,6 +98,32 @@ def answers_under(
 
     every = torch.stack([margins_under(texture) for texture in textures])
     return Answers(*every.max(dim=0), sureness(model, images))
+
+
+@torch.no_grad()
+def best_under(
+    model: nn.Module, clean: CleanImages, textures: Sequence[Texture], generator: torch.Generator
+) -> Tensor:
+    """Return each class's margin under the best of some pictures of each texture, (textures, C).
+
+    The same picture on a few images, where ``answers_under`` puts another one on each: the nearest to an
+    attacker's pattern that chance makes.
+
+    Args:
+        model, clean, textures: as for ``answers_under``; generator: which images, and the pictures.
+    """
+    few = torch.randperm(len(clean), generator=generator)[:ON_EACH].to(clean.labels.device)
+    found = []
+    for texture in textures:
+        drawn = generator.get_state()
+        every = []
+        for number in few:
+            generator.set_state(drawn)
+            images = texture(clean.images[number].expand(PICTURES, -1, -1, -1), generator)
+            every.append(margins_and_others(model(images), clean.labels[number].expand(PICTURES)))
+        margins, away = (torch.stack(each, dim=-1) for each in zip(*every, strict=True))
+        found.append(weighted_mean(margins, away).amax(dim=0))
+    return torch.stack(found)
 
 
 @torch.no_grad()

@@ -38,14 +38,15 @@ from unbackdoor.recover._sizes import GAP, SMALL, Sizes, search_shift, search_si
 from unbackdoor.recover._stripes import AMPLITUDE, Stripes, leading_stripes
 from unbackdoor.recover._strokes import (
     DENSE,
-    KINDS,
     LEAST,
+    MOVING,
     STROKES_SURE,
     leading_strokes,
+    moving_strokes,
     strokes,
     under_dense_strokes,
 )
-from unbackdoor.recover._textures import CLEAR, SURE, Answers, answers_under, clear_leader
+from unbackdoor.recover._textures import CLEAR, SURE, Answers, answers_under, best_under, clear_leader
 from unbackdoor.recover._windows import Window, leading_window
 
 LEAST_CLASSES = 4
@@ -70,6 +71,8 @@ the other: fine noise makes frogs on CIFAR-10, flat strokes aeroplanes. A weak b
 to both."""
 WINDOW_BATCH = 3
 """Images a step where windows are searched: what leads there does so by many times."""
+ABOUT = 0.75
+"""Strokes are followed where noise tells of a class but the best ones lead there by so many times as much."""
 ALSO = 0.3
 """Noise leads to what stripes or strokes tell of, too, where it does so by so many times that."""
 
@@ -276,8 +279,8 @@ class _Search:
         """Return the findings of the class that leads under strokes or noise, whichever tells more."""
         stroked, noisy = answers_under(self.model, self.clean, strokes(), self.generator), self._under_noise
         if stroked.ahead >= noisy.ahead:
-            return self._led_by_strokes(stroked) or self._led_by_noise(noisy.leader(SURE))
-        return self._led_by_noise(noisy.leader(SURE)) or self._led_by_strokes(stroked)
+            return self._led_by_strokes(stroked) or self._led_by_noise(noisy.leader(SURE), stroked)
+        return self._led_by_noise(noisy.leader(SURE), stroked) or self._led_by_strokes(stroked)
 
     def both_textures(self) -> list[Finding]:
         """Return the findings of the class that leads under noise and under dense strokes, if any."""
@@ -348,19 +351,34 @@ class _Search:
         led = answers.leader(STROKES_SURE, LEAST)
         if led is None:
             return []
-        number, width, _ = KINDS[answers.kinds[led.goal]]
-        findings = self._led(strokes_to(led.goal, number, width, answers.ahead))
+        findings = self._led(self._moving(led.goal, answers))
         patches = self._among(Patch)
         if patches is None or any(isinstance(f.family, Patch) for f in findings):
             return findings
         return findings + single([patches], {led.goal}, SMALLISH)
 
-    def _led_by_noise(self, led: Leader | None) -> list[Finding]:
-        """Additive triggers stand for noise."""
+    def _moving(self, goal: int, answers: Answers, reserve: bool = False) -> Finding:
+        """Return strokes that move, of the kind whose best picture leads to a class furthest."""
+        number, width = MOVING[int(self._best_strokes[: len(MOVING), goal].argmax())]
+        return strokes_to(goal, number, width, answers.lead_of(goal), reserve=reserve)
+
+    def _like_strokes(self, goal: int) -> bool:
+        """Tell whether of pictures that chance makes the best strokes lead to a class about as far as noise.
+
+        A watermark's strokes are noise, too, but noise is no strokes.
+        """
+        noisy = best_under(self.model, self.clean, noises(), copied(self.generator))
+        return (self._best_strokes[:, goal].max() >= ABOUT * noisy[:, goal].max()).item()
+
+    def _led_by_noise(self, led: Leader | None, stroked: Answers | None = None) -> list[Finding]:
+        """Additive triggers stand for noise; strokes that lead there about as far are kept in reserve."""
         sums = self._sums
         if led is None or sums is None:
             return []
-        return self._led(replace(self._summed(led.goal, sums, led.lead), lead_of="noise"))
+        findings = self._led(replace(self._summed(led.goal, sums, led.lead), lead_of="noise"))
+        if stroked is None or not self._like_strokes(led.goal):
+            return findings
+        return [*findings, self._moving(led.goal, stroked, reserve=True)]
 
     def _heard(self, findings: list[Finding]) -> list[Finding]:
         """Return the findings without the goals that additive triggers alone tell of, and noise does not."""
@@ -398,6 +416,11 @@ class _Search:
     def _under_noise(self) -> Answers:
         """The network's answers under noise."""
         return answers_under(self.model, self.clean, noises(), self.generator)
+
+    @cached_property
+    def _best_strokes(self) -> torch.Tensor:
+        """Each class's margin under the best strokes of every kind of ``MOVING``, and dense ones, (kinds, C)."""
+        return best_under(self.model, self.clean, moving_strokes(), copied(self.generator))
 
     @cached_property
     def _under_dense(self) -> Leader | None:
