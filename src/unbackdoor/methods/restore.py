@@ -149,7 +149,9 @@ FEW_KEPT = 0.5
 """Share of the target's hard views; where no triggers inside the network tell what to withstand, its row is
 refitted if fewer would be kept …"""
 AGAIN = 2
-"""… and so many times again."""
+"""… and so many times again. Elsewhere it is refitted …"""
+PAYS = 0.2
+"""… where that takes back this share of the clean answers that rounds changed."""
 AGAINST = 0.3
 """Weight of triggered images in the refitted row where rounds silenced triggers inside: these are strong, and
 with the weight of all images they take from the target what its own show. Elsewhere, and where pictures stand
@@ -523,10 +525,13 @@ class _Repair:
         """Search triggers afresh and tell how strong they are."""
         self.session.tell("erase", min(len(self.told), self.method.rounds) + 1, self.method.rounds + 1)
         fresh, margins, success = self.method.recover(self.model, self.clean, self.findings, self.session)
-        share = (answered(self.model, self.probes) == self.known).float().mean().item()
         self.pool += fresh
-        told = {"margins": margins, "success": success, "agreement": share}
+        told = {"margins": margins, "success": success, "agreement": self._agreement()}
         self.told.append({**told, "noise": self.lead_of_noise(), "inside": None})
+
+    def _agreement(self) -> float:
+        """Return on which share of varied clean images the network answers as the original does."""
+        return (answered(self.model, self.probes) == self.known).float().mean().item()
 
     def look_inside(self) -> None:
         """Search the strongest triggers at the first late layer, where those in images do not carry over.
@@ -664,15 +669,16 @@ class _Repair:
         if self.findings[0].all_to_all:
             return {"given_back": False, "handicap": 0.0, "target_kept": None}
         given, margins = False, self._own_margins()
-        if len(margins) and self._worth_refitting(margins):
-            given, margins = self.give_back(), self._own_margins()
+        if len(margins):
+            given = self.give_back() if self._worth_refitting(margins) else self._give_back_if_it_pays()
+            margins = self._own_margins() if given else margins
         by, seen, target = self._handicap(margins), self.clean.images[:MEASURED], self.findings[0].goal
         by = by if by and set_back_(self.model, self.layers[-1], target, by, seen) else 0.0
         kept = (margins > by).float().mean().item() if len(margins) else None
         return {"given_back": given, "handicap": by, "target_kept": kept}
 
     def _few_kept(self) -> bool:
-        """Tell whether most hard views of the target's own images are lost. What is drawn next stays as it is."""
+        """Tell whether most hard views of the target's own images are lost; draws from a copy."""
         shared = (self.model, self.original, self.clean, self.findings[0].goal)
         margins = own_margins(*shared, copied(self.session.generator))
         return len(margins) > 0 and (margins > 0).float().mean().item() < FEW_KEPT
@@ -726,6 +732,29 @@ class _Repair:
             self.look()
             self._refit()
         return given
+
+    def _give_back_if_it_pays(self) -> bool:
+        """Refit the target's row where that takes back a share of the answers that rounds changed.
+
+        Rounds take what triggers and the target's own images have in common; what is left of both, the row
+        can tell apart. Triggers that are found afresh must fail yet.
+        """
+        before, previous, looks = self.told[-1]["agreement"], self._state(), len(self.told)
+        if not carry_over(self.findings) or before >= self.method.agreement_free:
+            return False
+        drawn = self.session.generator.get_state()
+        if self._refit() and 1 - self._agreement() <= (1 - PAYS) * (1 - before) and self._silent_soon():
+            return True
+        self.model.load_state_dict(previous)
+        self.session.generator.set_state(drawn)
+        del self.told[looks:], self.pool[looks * len(self.findings) :]
+        return False
+
+    def _silent_soon(self) -> bool:
+        """Tell whether triggers fail that are found afresh after the refit, or after one more against these."""
+        if not self._works_again():
+            return True
+        return self._refit() and not self._works_again()
 
     def _refit(self, against: float = 1.0) -> bool:
         shared = (self.model, self.original, self.layers[-1], self.clean, self.findings[0].goal)

@@ -172,8 +172,8 @@ def strokes_to(
 ) -> Finding:
     """Return strokes of that number and width as a finding; ``ahead``, ``lead``: what tells of the goal.
 
-    They move where strokes by chance lead there by ``ahead`` logits. Dense ones that move reach any class, and
-    beside a patch, which is a piece of a watermark, they cost several points.
+    They move where strokes by chance lead there by ``ahead`` logits. Dense ones that move reach any class,
+    and beside a patch, which is a piece of a watermark, they cost several points.
     """
     family, params = Strokes() if ahead is None else Lines(), [torch.tensor([[number, width]])]
     return Finding(goal, False, family, width, width, params, lead, ahead=ahead, reserve=reserve)

@@ -203,7 +203,7 @@ def best_by_chance(
     *,
     batch: int,
 ) -> tuple[Params, Tensor]:
-    """Let chance make ``family.tries`` triggers at ``place``; return for every goal that which leads furthest.
+    """Let chance make ``family.tries`` triggers at ``place``; return that which leads furthest to each goal.
 
     Gradients do not find their way from an image to a pattern of many parts; some of those that chance makes
     have part of it.

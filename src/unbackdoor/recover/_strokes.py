@@ -82,7 +82,7 @@ class Strokes(Family):
 
 @dataclass(frozen=True, kw_only=True)
 class Lines(Strokes):
-    """Straight strokes that move: from the best that chance draws, their colours, ends and widths are searched.
+    """Straight strokes that move: colours, ends and widths are searched, from the best that chance draws.
 
     A watermark's letters are not found by chance, but strokes that move come near enough to parts of them. So
     they reach several times the margin of those that stay where they were drawn, and for other classes, too:

@@ -26,8 +26,8 @@ SIDE = 0.375
 ALONG = 3
 """Windows along each side of the image; they overlap a little."""
 BY_CHANCE = 2.0
-"""Of patches made by chance, the best for the class that leads by most in some window is ahead of the best for
-any other one there by so many times what the network's first answer is ahead of its second …"""
+"""Of patches made by chance, the best for the class that leads by most in some window is ahead of the best
+for any other one there by so many times what the network's first answer is ahead of its second …"""
 LEAD = 3.5
 """… the class's largest margin in that window is at least so many times the next class's …"""
 WINDOWED = 2.2
