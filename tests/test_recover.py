@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -30,24 +31,34 @@ from unbackdoor.recover import (
     features_at,
     strengthen,
 )
-from unbackdoor.recover._families import Ball
+from unbackdoor.recover._families import Ball, Params
 from unbackdoor.recover._findings import Finding, finding_of, shift_of, single, strokes_to
 from unbackdoor.recover._margins import FINALISTS, Leader, finalists, leader, leader_at_place
 from unbackdoor.recover._noise import noises, noisy
 from unbackdoor.recover._pictures import INSTEAD, OPACITY, SPOTS, leading_picture
-from unbackdoor.recover._search import draw, measure, minimal_triggers, wanted_labels
+from unbackdoor.recover._search import (
+    best_by_chance,
+    draw,
+    margin,
+    margins_and_others,
+    measure,
+    minimal_triggers,
+    wanted_labels,
+)
 from unbackdoor.recover._sizes import Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import _first, _first_upright, leading_stripes
 from unbackdoor.recover._strokes import (
     DENSE_COUNT,
     KINDS,
+    MOVING,
+    Lines,
     draw_strokes,
     leading_strokes,
     stroked,
     strokes,
     under_dense_strokes,
 )
-from unbackdoor.recover._textures import Answers, answers_under
+from unbackdoor.recover._textures import Answers, answers_under, best_under
 from unbackdoor.recover._triggers import _cubic, _spread
 from unbackdoor.recover._verdict import _Search, examine
 from unbackdoor.recover._windows import leading_window
@@ -884,7 +895,7 @@ def test_strokes_are_seen_once_and_have_the_width_and_the_colours_asked_for() ->
     assert (plain == 0.5).float().mean() > 0.3
 
 
-@pytest.mark.parametrize(("noise", "family"), [(7.0, "stroke"), (20.0, "additive")])
+@pytest.mark.parametrize(("noise", "family"), [(7.0, "line"), (20.0, "additive")])
 def test_of_strokes_and_noise_the_one_that_tells_more_is_followed(
     noise: float, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -895,8 +906,110 @@ def test_of_strokes_and_noise_the_one_that_tells_more_is_followed(
         "unbackdoor.recover._verdict.answers_under",
         lambda *given: Answers(margins[len(given[2])] * torch.eye(5)[1], torch.zeros(5).long(), 1.0),
     )
+    monkeypatch.setattr(_Search, "_like_strokes", lambda *_: False)
     (finding,) = search.textures()
     assert finding.goal == 1 and finding.family.name == family
+
+
+@pytest.mark.parametrize(
+    ("best", "kept"), [(7.6, True), (7.4, False)], ids=["strokes lead about as far", "less far"]
+)
+def test_strokes_are_kept_in_reserve_where_they_lead_about_as_far_as_noise(
+    best: float, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = _Search(Roughness(0.0), one_a_class(5), generator(), OPTIONS, [])
+    search.found = [sizes(Additive(), [0, 1, 2, 4], [0.45] * 4)]
+    kinds = len(MOVING) + 1
+
+    def under(*given: Any) -> torch.Tensor:
+        margins = torch.zeros(len(given[2]), 5)
+        # The third kind of strokes leads furthest of those that move, the dense ones further yet.
+        margins[:, 1] = torch.tensor([1.0, 2.0, 5.0, 4.0, 3.0, best]) if len(margins) == kinds else 10.0
+        return margins
+
+    monkeypatch.setattr("unbackdoor.recover._verdict.best_under", under)
+    findings = search._led_by_noise(Leader(1, 3.0), Answers(torch.eye(5)[1], torch.zeros(5).long(), 1.0))
+    assert [f.family.name for f in findings] == ["additive", *["line"] * kept]
+    assert [f.reserve for f in findings] == [False, *[True] * kept]
+    for finding in findings[1:]:
+        assert finding.goal == 1 and finding.strong_place.tolist() == pytest.approx(MOVING[2])
+        assert "should noise go on" in finding.sentence()
+
+
+def test_the_best_of_a_textures_pictures_counts_the_same_on_all_images() -> None:
+    drawn = []
+
+    def lighter(images: torch.Tensor, given: torch.Generator) -> torch.Tensor:
+        drawn.append(torch.rand(len(images), generator=given))
+        return images + drawn[-1].view(-1, 1, 1, 1)
+
+    class Light(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return F.pad(10 * images.mean((1, 2, 3))[:, None], (1, 3))
+
+    clean = replace(one_a_class(5), images=torch.zeros(5, 3, 8, 8))
+    (best,) = best_under(Light(), clean, [lighter], generator())
+    assert len(drawn) == 4 and all(torch.equal(drawn[0], each) for each in drawn)
+    assert best[1].item() == pytest.approx(10 * drawn[0].max().item(), rel=1e-4)
+    assert best[0].item() == pytest.approx(-10 * drawn[0].min().item(), abs=1e-4)
+
+
+class Levels(Patch):
+    """Grey images of four levels, drawn in a fixed order."""
+
+    tries: ClassVar[int] = 4
+
+    def start_at(self, place: torch.Tensor, count: int, shape: Any, given: torch.Generator) -> Params:
+        return [torch.tensor([-1.0, 2.0, 1.0, -2.0])[:count].view(-1, 1, 1, 1).expand(-1, *shape)]
+
+
+def test_of_what_chance_makes_every_goal_starts_from_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bright(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return F.pad(images.mean((1, 2, 3))[:, None], (1, 1)) * 8
+
+    clean, place = one_a_class(3), torch.ones(1, 8, 8)
+    goals = torch.tensor([1, 0, 1, 1])
+    given = (Bright(), clean, Levels(), place, goals, generator())
+    (params,), margins = best_by_chance(*given, batch=3)
+    assert params[:, 0, 0, 0].tolist() == [2.0, -2.0, 1.0, -1.0]
+    assert margins[0].item() == pytest.approx(8 * torch.tensor(2.0).sigmoid().item(), rel=1e-4)
+    assert margins[1].item() == pytest.approx(-8 * torch.tensor(-2.0).sigmoid().item(), rel=1e-4)
+    started = []
+    monkeypatch.setattr(
+        Levels, "decode_at", lambda s, p, q: (started.append(q[0]), Patch.decode_at(s, p, q))[1]
+    )
+    strengthen(*given, steps=1, batch=3)
+    assert started[1][:, 0, 0, 0].tolist() == [2.0, -2.0, 1.0, -1.0]
+
+
+def test_every_classs_margin_is_that_over_the_best_other() -> None:
+    logits, labels = torch.randn(7, 5, generator=generator()), torch.arange(7) % 5
+    margins, away = margins_and_others(logits, labels)
+    assert torch.equal(margins, margin(logits[:, None].expand(-1, 5, -1), torch.arange(5).expand(7, -1)))
+    assert torch.equal(away, 1 - torch.eye(5)[labels])
+
+
+def test_lines_move_to_what_leads_to_the_class() -> None:
+    class Corner(torch.nn.Module):
+        """Says how light the lower right quarter is."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return F.pad(20 * images[..., 16:, 16:].mean((1, 2, 3))[:, None], (1, 1))
+
+    family, place = Lines(), torch.tensor([3, 0.1])
+    clean = CleanImages(torch.zeros(3, 3, 32, 32), torch.arange(3), 3)
+    params = family.start_at(place, 2, (3, 32, 32), generator())
+    assert [p.shape for p in params] == [(2, 3, 3), (2, 3, 2, 2), (2, 3, 1), (2, 2, 32, 32)]
+    drawn = family.decode_at(place, params)
+    assert 0 <= drawn.keep.min() < 0.1 and drawn.keep.max() == pytest.approx(1.0, abs=1e-3)
+    assert family.place([place[None]]).tolist() == place.tolist()
+    goals = torch.tensor([1, 1])
+    few, many = (
+        strengthen(Corner(), clean, family, place, goals, generator(), steps=steps, batch=3)[1]
+        for steps in (1, 60)
+    )
+    assert few.min() > 0.5 and (many > few + 2).all()
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a patch"])
@@ -970,7 +1083,7 @@ def test_strokes_that_nearly_reach_a_class_tell_of_it() -> None:
 
 @pytest.mark.parametrize(
     ("ratio", "names"),
-    [(0.44, ["stroke", "patch"]), (0.59, ["stroke", "patch"]), (0.61, ["stroke"])],
+    [(0.44, ["line", "patch"]), (0.59, ["line", "patch"]), (0.61, ["line"])],
     ids=["a small one", "a rather small one", "a large one"],
 )
 def test_a_rather_small_patch_goes_on_beside_strokes_that_tell_of_its_class(
@@ -1150,7 +1263,7 @@ def test_margins_are_asked_where_no_size_stands_apart(monkeypatch: pytest.Monkey
     for earlier in ("leader_at_place", "leading_stripes", "leading_window", "leading_picture"):
         monkeypatch.setattr(f"unbackdoor.recover._verdict.{earlier}", lambda *_, **__: None)
     (last,) = examine(Roughness(100.0), clean, generator(), families=[found.family]).findings
-    assert last.goal == 4 and last.family.name == "stroke"
+    assert last.goal == 4 and last.family.name == "line"
 
 
 class Looks(torch.nn.Module):
@@ -1287,14 +1400,20 @@ def test_a_patch_in_a_window_tells_a_class_that_it_leads_to_by_far(
         assert "window triggers have" in finding.sentence()
 
 
+def by_chance(monkeypatch: pytest.MonkeyPatch, margins: list[torch.Tensor]) -> None:
+    """Let the best patches of chance lead so far in the windows, one after the other."""
+    coming = iter(margins)
+    monkeypatch.setattr("unbackdoor.recover._windows.best_by_chance", lambda *_, **__: ([], next(coming)))
+
+
 def test_every_window_is_asked_and_the_image_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = []
 
-    def noted(*given: torch.Tensor, **_: int) -> torch.Tensor:
+    def noted(*given: torch.Tensor, **_: int) -> tuple[list[torch.Tensor], torch.Tensor]:
         masks.append(given[3])
-        return torch.zeros(len(given[4]))
+        return [], torch.zeros(len(given[4]))
 
-    monkeypatch.setattr("unbackdoor.recover._windows.last_margins", noted)
+    monkeypatch.setattr("unbackdoor.recover._windows.best_by_chance", noted)
     oblong = CleanImages(torch.rand(5, 3, 8, 12, generator=generator()), torch.arange(5), 5)
     assert leading_window(Swell(), oblong, generator(), steps=1, batch=1) is None
     assert len(masks) == 9 and torch.stack(masks).amax(dim=0).min() == 1
@@ -1304,41 +1423,70 @@ def test_every_window_is_asked_and_the_image_is_covered(monkeypatch: pytest.Monk
 def test_windows_of_a_network_that_is_sure_of_nothing_have_to_lead_by_some_logits(
     margin: float, found: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    margins = torch.tensor([0.0, margin, 1.0, 0.0, 0.0])
+    # The classes of the window, in the order in which chance leads there.
+    margins = torch.tensor([margin, 1.0, 0.0, 0.0, 0.0])
+    by_chance(monkeypatch, [9 * torch.eye(5)[1]] * 9)
     monkeypatch.setattr("unbackdoor.recover._windows.sureness", lambda *_: 0.0)
-    monkeypatch.setattr("unbackdoor.recover._windows.last_margins", lambda *_, **__: margins)
     monkeypatch.setattr("unbackdoor.recover._windows.largest_margins", lambda *_, **__: (margins, None))
     led = leading_window(Swell(), one_a_class(5), generator(), steps=1, batch=1)
     assert (led is not None and led[0] == Leader(1, pytest.approx(margin))) is found
 
 
-def test_the_window_in_which_a_class_leads_by_most_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("elsewhere", "sure", "found"),
+    [(3.1, 9.9, True), (2.9, 9.9, False), (3.1, 10.1, False)],
+    ids=["anywhere", "in one window only", "by little for one so sure"],
+)
+def test_chance_has_to_lead_by_far_and_about_everywhere(
+    elsewhere: float, sure: float, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_chance(monkeypatch, [20 * torch.eye(5)[1]] + [elsewhere * torch.eye(5)[1]] * 8)
+    monkeypatch.setattr("unbackdoor.recover._windows.sureness", lambda *_: sure)
+    margins = torch.tensor([80.0, 1.0, 0.0, 0.0, 0.0])
+    monkeypatch.setattr("unbackdoor.recover._windows.largest_margins", lambda *_, **__: (margins, None))
+    assert bool(leading_window(Swell(), one_a_class(5), generator(), steps=1, batch=1)) is found
+
+
+def test_the_window_in_which_a_class_leads_by_most_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     every = [torch.tensor([1.0, own, other]) for own, other in [(20.0, 4.0), (22.0, 2.0), (22.1, 9.0)] * 3]
-    again: list[torch.Tensor] = []
+    searched: list[torch.Tensor] = []
 
     def largest(*given: torch.Tensor, **_: int) -> tuple[torch.Tensor, None]:
-        again.append(given[3])
-        return torch.tensor([1.0, 22.0, 2.0]), None
+        searched.extend(given[3:5])
+        return torch.tensor([22.0, 2.0, 1.0]), None
 
+    by_chance(monkeypatch, every)
     monkeypatch.setattr("unbackdoor.recover._windows.sureness", lambda *_: 0.0)
-    monkeypatch.setattr("unbackdoor.recover._windows.last_margins", lambda *_, **__: every.pop(0))
     monkeypatch.setattr("unbackdoor.recover._windows.largest_margins", largest)
     led = leading_window(Swell(), one_a_class(3), generator(), steps=1, batch=1)
     assert led is not None and led[0] == Leader(1, pytest.approx(11.0))
     # The second of three along the top.
-    assert again[0][0, 0].nonzero().flatten().tolist() == [2, 3, 4] and again[0][0, 4:].sum() == 0
+    assert searched[0][0, 0].nonzero().flatten().tolist() == [2, 3, 4] and searched[0][0, 4:].sum() == 0
+    assert searched[1].tolist() == [1, 2, 0]
 
 
-@pytest.mark.parametrize("of", ["windows", "pictures"])
-def test_of_many_classes_the_leader_among_the_finalists_is_named(
-    of: str, monkeypatch: pytest.MonkeyPatch
+def test_of_many_classes_those_that_chance_leads_to_are_searched_in_the_window(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    by_chance(monkeypatch, [torch.tensor([0.0, 0, 0, 5, 0, 0, 0, 60, 0, 0, -9, -9])] * 9)
+    monkeypatch.setattr("unbackdoor.recover._windows.sureness", lambda *_: 1.0)
+    margins = torch.tensor([40.0, 2.0] + [0.0] * 8)
+    goals: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        "unbackdoor.recover._windows.largest_margins",
+        lambda *given, **_: (goals.append(given[4]), (margins, None))[1],
+    )
+    (found,) = _Search(Swell(), one_a_class(12), generator(), OPTIONS, []).windows()
+    assert found.goal == 7 and found.lead == 20.0
+    assert goals[0][:2].tolist() == [7, 3] and not {10, 11} & set(goals[0].tolist()) and len(goals[0]) == 10
+
+
+def test_of_many_classes_the_leader_among_the_finalists_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     goals, margins = torch.tensor([1, 4, 7, 9]), torch.tensor([0.0, 1.0, 40.0, 2.0])
-    monkeypatch.setattr(f"unbackdoor.recover._{of}.finalists", lambda *_, **__: goals)
-    monkeypatch.setattr(f"unbackdoor.recover._{of}.largest_margins", lambda *_, **__: (margins, None))
-    monkeypatch.setattr(f"unbackdoor.recover._{of}.sureness", lambda *_: 1.0)
-    monkeypatch.setattr("unbackdoor.recover._windows.last_margins", lambda *_, **__: margins)
-    (found,) = getattr(_Search(Swell(), one_a_class(12), generator(), OPTIONS, []), of)()
+    monkeypatch.setattr("unbackdoor.recover._pictures.finalists", lambda *_, **__: goals)
+    monkeypatch.setattr("unbackdoor.recover._pictures.largest_margins", lambda *_, **__: (margins, None))
+    monkeypatch.setattr("unbackdoor.recover._pictures.sureness", lambda *_: 1.0)
+    (found,) = _Search(Swell(), one_a_class(12), generator(), OPTIONS, []).pictures()
     assert found.goal == 7 and found.lead == 20.0
 
 
@@ -1516,7 +1664,7 @@ def test_windows_and_pictures_are_asked_after_stripes_and_before_textures(
     monkeypatch.setattr("unbackdoor.recover._verdict.leading_stripes", lambda *_: None)
     for name, answer in led.items():
         monkeypatch.setattr(f"unbackdoor.recover._verdict.{name}", lambda *_, a=answer, **__: a)
-    for name, found in (("window", "window"), ("picture", "picture"), ("none", "stroke")):
+    for name, found in (("window", "window"), ("picture", "picture"), ("none", "line")):
         (finding,) = examine(Roughness(0.0), one_a_class(5), generator(), families=[]).findings
         assert finding.family.name == found, name
         monkeypatch.setattr(

@@ -35,8 +35,8 @@ from unbackdoor.recover import (
     Strokes,
     Verdict,
     Warp,
-    Window,
 )
+from unbackdoor.recover._findings import strokes_to
 
 CLASSES = 6
 
@@ -531,13 +531,17 @@ def repair_of(model: nn.Module, found: Finding, shifts: Shifts | None = None) ->
     return _Repair(Restore(), model, Reader(), *given, pool, shifts=shifts)
 
 
+TOLD = {"success": 0.0, "margins": [-9.0], "noise": None, "agreement": 1.0}
+"""A look that finds triggers silenced and all answers as they were."""
+
+
 def test_only_a_target_that_triggers_inside_lead_to_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unbackdoor.methods.restore.give_back_", lambda *_: False)
     told = {}
     for name, shifts in {"inside": Shifts("last", torch.zeros(1, 1), -torch.inf), "none": None}.items():
         model = Reader()
         repair = repair_of(model, finding(Smooth(), 5), shifts)
-        repair.told = [{"success": 1.0, "margins": [9.0], "noise": None, "inside": 9.0 if shifts else None}]
+        repair.told = [{**TOLD, "success": 1.0, "margins": [9.0], "inside": 9.0 if shifts else None}]
         told[name] = repair.set_back()
         assert (model(images := shades([4, 5]).images) == Reader()(images)).all().item() is (name == "none")
     assert told["inside"]["handicap"] > 0 == told["none"]["handicap"]
@@ -575,7 +579,7 @@ def test_a_target_that_lost_its_views_is_set_forward_by_what_fresh_triggers_fail
     lost = model(shades([4, 5]).images)[:, 5]
     repair = repair_of(model, replace(formed(Patch()), goal=5))
     repair.findings += (replace(formed(family), goal=5),)
-    repair.told = [{"success": 0.0, "margins": margins, "noise": noise}]
+    repair.told = [{**TOLD, "margins": margins, "noise": noise}]
     told = repair.set_back()
     assert -told["handicap"] == pytest.approx(by) and not told["given_back"]
     torch.testing.assert_close(model(shades([4, 5]).images)[:, 5] - lost, torch.full((2,), -told["handicap"]))
@@ -655,14 +659,14 @@ def test_a_target_without_triggers_inside_is_given_back_against_fresh_ones_again
     model.last.bias[5] -= 40.0
     lost = model(shades([4, 5]).images)[:, 5]
     repair = repair_of(model, finding(Smooth(), 5))
-    repair.told = [{"success": 0.4, "margins": [0.1], "noise": None}]
+    repair.told = [{**TOLD, "success": 0.4, "margins": [0.1]}]
     assert not repair.set_back()["given_back"] and not pools
     assert (model(shades([4, 5]).images)[:, 5] == lost).all()
-    repair.told = [{"success": 0.5, "margins": [0.1], "noise": None}]
+    repair.told = [{**TOLD, "success": 0.5, "margins": [0.1]}]
     assert repair.set_back()["given_back"] and pools == [1, 2, 3] and len(repair.told) == 3
     assert (model(shades([4, 5]).images)[:, 5] - lost).min() > 1
     kept = repair_of(Reader(), finding(Smooth(), 5))
-    kept.told = [{"success": 1.0, "margins": [9.0], "noise": None}]
+    kept.told = [{**TOLD, "success": 1.0, "margins": [9.0]}]
     assert not kept.set_back()["given_back"] and len(pools) == 3
 
 
@@ -679,7 +683,7 @@ def test_a_target_is_not_refitted_where_one_round_took_nearly_all_force_of_its_t
     model.last.bias[5] -= 40.0
     repair = repair_of(model, finding(Patch(), 5))
     monkeypatch.setattr(repair, "look", lambda: None)
-    fresh = {"success": 0.8, "margins": [margins, -1.0], "noise": None}
+    fresh = {**TOLD, "success": 0.8, "margins": [margins, -1.0]}
     repair.told = [fresh | {"success": 1.0, "margins": [700.0, 240.0]}, *[fresh] * rounds]
     assert repair.set_back()["given_back"] is given
 
@@ -694,8 +698,79 @@ def test_a_target_that_strokes_tell_of_is_given_back_though_they_fail(
         repair = repair_of(model, finding(Patch(), 5))
         monkeypatch.setattr(repair, "look", lambda: None)
         repair.findings += (replace(formed(family), goal=5),)
-        repair.told = [{"success": 0.0, "margins": [-2.0], "noise": None}]
+        repair.told = [{**TOLD, "margins": [-2.0]}]
         assert repair.set_back()["given_back"] is given
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "works", "stands"),
+    [
+        (0.90, 0.925, [0.0], 1),
+        (0.90, 0.915, [], 0),
+        (0.98, 1.0, [], 0),
+        (0.90, 0.925, [0.8, 0.0], 2),
+        (0.90, 0.925, [0.8, 0.8], 0),
+    ],
+    ids=["it pays", "it does not", "little was lost", "triggers work again once", "and again"],
+)
+def test_the_targets_row_is_refitted_where_that_takes_back_answers(
+    before: float, after: float, works: list[float], stands: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Reader()
+    repair = repair_of(model, finding(Patch(), 5))
+    repair.told, bias, coming = [{**TOLD, "agreement": before}], model.last.bias[5].item(), iter(works)
+
+    def refit(_: _Repair, against: float = 1.0) -> bool:
+        model.last.bias[5] += 1.0
+        torch.rand(1, generator=repair.session.generator)
+        return True
+
+    def look() -> None:
+        repair.pool.append(repair.pool[0])
+        repair.told.append({**TOLD, "success": next(coming)})
+
+    monkeypatch.setattr(_Repair, "_refit", refit)
+    monkeypatch.setattr(_Repair, "_agreement", lambda _: after)
+    monkeypatch.setattr(repair, "look", look)
+    drawn = repair.session.generator.get_state()
+    assert repair._give_back_if_it_pays() is bool(stands)
+    assert model.last.bias[5].item() == pytest.approx(bias + stands)
+    assert len(repair.told) == len(repair.pool) == 1 + stands and next(coming, None) is None
+    assert torch.equal(repair.session.generator.get_state(), drawn) is (not stands)
+
+
+def test_only_triggers_that_carry_over_are_held_against_a_row_that_pays() -> None:
+    repair = repair_of(Reader(), formed(Stripes()))
+    repair.told = [{**TOLD, "agreement": 0.5}]
+    assert not repair._give_back_if_it_pays()
+
+
+@pytest.mark.parametrize(
+    ("noise", "turns"), [(-1.9, True), (-2.1, False), (None, False)], ids=["it goes on", "it fails", "none"]
+)
+def test_strokes_in_reserve_are_followed_where_noise_is_not_silenced(
+    noise: float | None, turns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums, lines = finding(Additive(), 5), strokes_to(5, 12, 0.07, 8.0, reserve=True)
+    repair = repair_of(Reader(), sums)
+    repair = replace(repair, findings=(sums, lines), pool=[], told=[])
+    assert repair.findings == (sums,) and repair.reserve == (lines,)
+    followed = []
+
+    def restore(number: int) -> None:
+        followed.append((number, repair.findings))
+        repair.told.append({**TOLD, "noise": noise})
+
+    def begin() -> None:
+        repair.told = [{**TOLD, "margins": [9.0]}]
+
+    monkeypatch.setattr(repair, "_restore", restore)
+    monkeypatch.setattr(repair, "begin", begin)
+    monkeypatch.setattr(repair, "look_inside", lambda: None)
+    begin()
+    repair.attempt(0)
+    assert followed == [(0, (sums,)), (0, (lines,))][: 1 + turns]
+    assert len(repair.told) == 2 and repair.reserve == (() if turns else (lines,))
 
 
 @pytest.mark.parametrize(
@@ -929,7 +1004,16 @@ SILENCED = {**BY_NOISE, "noise": -5.0, "agreement": 0.94}
     ],
 )
 def test_a_round_cost_much_where_it_silenced_a_strong_trigger_clearly(told: list[dict], dear: bool) -> None:
-    assert Restore().cost_much(told) is dear
+    assert Restore().cost_much(told, lambda: False) is dear
+
+
+@pytest.mark.parametrize(
+    ("last", "dear"),
+    [(DEAR | {"agreement": 0.99}, True), (DEAR | {"margins": [-1.9]}, False)],
+    ids=["silenced", "by a hair"],
+)
+def test_a_round_cost_much_where_it_took_the_targets_own_images(last: dict, dear: bool) -> None:
+    assert Restore().cost_much([FIRST, last], lambda: True) is dear
 
 
 @pytest.mark.parametrize(
@@ -951,7 +1035,6 @@ def test_triggers_are_silent_yet_by_a_logit_and_noise_by_two(told: list[dict], s
     [
         ([DEAR, DEAR | {"agreement": 0.94}], Patch(), False, [0.032], 1.0),
         ([DEAR, DEAR, DEAR], Patch(), False, [0.032, 0.0128], 2.0),
-        ([DEAR, DEAR, DEAR], Window(), False, [0.032], 1.0),
         ([DEAR, DEAR, DEAR | {"margins": [1.0]}], Patch(), False, [0.032, 0.0128], 1.0),
         ([DEAR, FIRST], Patch(), False, [0.032], 0.0),
         ([DEAR | {"agreement": 0.97}], Patch(), False, [], 0.0),
@@ -962,7 +1045,6 @@ def test_triggers_are_silent_yet_by_a_logit_and_noise_by_two(told: list[dict], s
     ids=[
         "cheap at once",
         "twice",
-        "once in a window",
         "too light",
         "too light at once",
         "cheap",

@@ -751,7 +751,7 @@ class _Repair:
         return False
 
     def _silent_soon(self) -> bool:
-        """Tell whether triggers fail that are found afresh after the refit, or after one more against these."""
+        """Tell whether triggers found afresh fail after the refit, or after one more against these."""
         if not self._works_again():
             return True
         return self._refit() and not self._works_again()

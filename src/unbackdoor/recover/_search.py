@@ -261,7 +261,8 @@ def class_margins(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def margins_and_others(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return every class's margin, (N, C), and which images have another label, (N, C)."""
     classes = torch.arange(logits.shape[1], device=labels.device)
-    margins = margin(logits[:, None].expand(-1, len(classes), -1), classes.expand(len(logits), -1))
+    (best, second), first = logits.topk(2, dim=1).values.T[..., None], logits.argmax(1, keepdim=True)
+    margins = logits - torch.where(classes == first, second, best)
     return margins, (classes != labels[:, None]).to(margins)
 
 

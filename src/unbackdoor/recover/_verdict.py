@@ -419,7 +419,7 @@ class _Search:
 
     @cached_property
     def _best_strokes(self) -> torch.Tensor:
-        """Each class's margin under the best strokes of the kinds of ``MOVING`` and dense ones, (kinds, C)."""
+        """Each class's margin under the best strokes of every kind, ``MOVING`` and dense, (kinds, C)."""
         return best_under(self.model, self.clean, moving_strokes(), copied(self.generator))
 
     @cached_property
