@@ -975,10 +975,13 @@ def test_of_what_chance_makes_every_goal_starts_from_the_best(monkeypatch: pytes
     assert params[:, 0, 0, 0].tolist() == [2.0, -2.0, 1.0, -1.0]
     assert margins[0].item() == pytest.approx(8 * torch.tensor(2.0).sigmoid().item(), rel=1e-4)
     assert margins[1].item() == pytest.approx(-8 * torch.tensor(-2.0).sigmoid().item(), rel=1e-4)
-    started = []
-    monkeypatch.setattr(
-        Levels, "decode_at", lambda s, p, q: (started.append(q[0]), Patch.decode_at(s, p, q))[1]
-    )
+    started: list[torch.Tensor] = []
+
+    def noted(family: Levels, where: torch.Tensor, params: Params) -> Any:
+        started.append(params[0].detach().clone())
+        return Patch.decode_at(family, where, params)
+
+    monkeypatch.setattr(Levels, "decode_at", noted)
     strengthen(*given, steps=1, batch=3)
     assert started[1][:, 0, 0, 0].tolist() == [2.0, -2.0, 1.0, -1.0]
 

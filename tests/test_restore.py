@@ -726,7 +726,6 @@ def test_the_targets_row_is_refitted_where_that_takes_back_answers(
         return True
 
     def look() -> None:
-        repair.pool.append(repair.pool[0])
         repair.told.append({**TOLD, "success": next(coming)})
 
     monkeypatch.setattr(_Repair, "_refit", refit)
@@ -735,7 +734,7 @@ def test_the_targets_row_is_refitted_where_that_takes_back_answers(
     drawn = repair.session.generator.get_state()
     assert repair._give_back_if_it_pays() is bool(stands)
     assert model.last.bias[5].item() == pytest.approx(bias + stands)
-    assert len(repair.told) == len(repair.pool) == 1 + stands and next(coming, None) is None
+    assert len(repair.told) == 1 + stands and next(coming, None) is None
     assert torch.equal(repair.session.generator.get_state(), drawn) is (not stands)
 
 

@@ -747,7 +747,7 @@ class _Repair:
             return True
         self.model.load_state_dict(previous)
         self.session.generator.set_state(drawn)
-        del self.told[looks:], self.pool[looks * len(self.findings) :]
+        del self.told[looks:]
         return False
 
     def _silent_soon(self) -> bool:
