@@ -30,17 +30,21 @@ its clean answer, in closed form. The package's default.
             agrees less; with shifts, failing by a hair is enough, but for triggers that move half of the
             images yet, and for coarse pictures while f' agrees on most
         else κ ← 2.5κ
+        if noise, beside which strokes are kept in reserve, does not fail clearly after the first round:
+            begin again with the strokes
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
     where the shifts led to t by so much less in f: up to two rounds more
     where the first round was the last, silenced triggers in images clearly (or noise, where this led to t by
-        far) and agrees with f on few varied images: the same with κ/2.5, and once more (not if the triggers
-        were found in a window); the smallest κ stands that silences them yet
+        far) and agrees with f on few varied images, or lost most hard views of t's own: the same with κ/2.5,
+        and once more; the smallest κ stands that silences them yet
     with shifts: refit t's row of the last layer, so that t's own images get their margins back and triggered
         ones (which weigh less if the rounds silenced them, but for pictures) stay below their answers; taken
         back where triggers that rounds silenced are found to work again then. Without, only if most hard
         views of t's own images are lost and triggers found afresh go on to move many images (but not where
         one round took nearly all of their margin), or strokes stand in, and twice more, each time against
         fresh ones, too
+    elsewhere, where triggers carry over: refit it where that takes back a fifth of the clean answers that
+        rounds changed, and triggers found afresh fail yet, at once or after one more against these
     where shifts were found: set t's logit back by a third of what hard views of its own images bear in f', or
         forward, by half a logit at most, where a quarter of these are lost; elsewhere forward, where as many
         are, by half at most of what triggers found afresh fail by, and a logit (not where strokes stand in)
@@ -59,7 +63,8 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
 * The target's row refitted. Rounds can take most of what the target's own images show away, but of what is
   left another sum can tell them from triggered ones, whose share that rounds leave goes with it. Where
   triggers that a watermark's pieces stand for go on to work, it is this that silences them: they are asked
-  for again after each refit.
+  for again after each refit. Where one image tells enough of the target, as on deep networks, the row gives
+  back much of what a patch cost; whether it does, the answers to varied images tell.
 * Other classes as the measure. Every network has triggers that lead to a class, the more the larger their
   place. What leads to the target no further than to others is of that kind, before a repair and after it,
   and rounds against it only cost accuracy.
