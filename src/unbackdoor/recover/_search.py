@@ -163,7 +163,10 @@ def strengthen(
         The K triggers, their mean margins (K,) over the last step's images, and the shares of those images
         that they move, (K,).
     """
-    params = _starts(model, clean, family, place, goals, generator, batch)
+    if family.tries:
+        params, _ = best_by_chance(model, clean, family, place, goals, generator, batch=batch)
+    else:
+        params = family.start_at(place, len(goals), clean.images.shape[1:], generator)
     params = [p.to(clean.images).clone().requires_grad_() for p in params]
     optimizer = torch.optim.Adam(params, family.strong_rate, betas=BETAS)
     for _ in range(steps):
@@ -176,20 +179,6 @@ def strengthen(
     with torch.no_grad():
         triggers = family.decode_at(place, [p.detach() for p in params])
     return triggers, margins.detach(), weighted_mean((moved > 0).to(moved), away)
-
-
-def _starts(
-    model: nn.Module,
-    clean: CleanImages,
-    family: Family,
-    place: Tensor,
-    goals: Tensor,
-    generator: torch.Generator,
-    batch: int,
-) -> Params:
-    if family.tries:
-        return best_by_chance(model, clean, family, place, goals, generator, batch=batch)[0]
-    return family.start_at(place, len(goals), clean.images.shape[1:], generator)
 
 
 @torch.no_grad()
