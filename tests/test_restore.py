@@ -767,9 +767,11 @@ def test_strokes_in_reserve_are_followed_where_noise_is_not_silenced(
     monkeypatch.setattr(repair, "begin", begin)
     monkeypatch.setattr(repair, "look_inside", lambda: None)
     begin()
+    repair.pool = [Smooth().decode([torch.zeros(1, 3, 6, 6)])]
     repair.attempt(0)
     assert followed == [(0, (sums,)), (0, (lines,))][: 1 + turns]
     assert len(repair.told) == 2 and repair.reserve == (() if turns else (lines,))
+    assert len(repair.pool) == (0 if turns else 1)
 
 
 @pytest.mark.parametrize(
