@@ -588,14 +588,10 @@ class _Repair:
         shared = (self.original, self.clean, finding, goals, generator)
         return self.method.strong(*shared)[1].mean().item()
 
-    def noise_goes_on(self) -> bool:
-        """Tell whether noise still leads to the target after a round, where it alone tells of it."""
-        return len(self.told) > 1 and (self.told[-1]["noise"] or 0) > 0
-
-    def _noise_is_left(self) -> bool:
-        """Tell whether noise, which alone tells of the target, does not fail clearly after a round."""
+    def noise_goes_on(self, above: float = 0.0) -> bool:
+        """Tell whether noise, where it alone tells of the target, leads there by so much yet."""
         noise = self.told[-1]["noise"]
-        return noise is not None and noise > -self.method.clearance
+        return len(self.told) > 1 and noise is not None and noise > above
 
     def _turn_to_reserve(self) -> None:
         """Begin again with what was held in reserve: what noise tells of is none."""
@@ -619,7 +615,7 @@ class _Repair:
         self.look_inside()
         previous = self._state()
         self._restore(number)
-        if number == 0 and self.reserve and self._noise_is_left():
+        if number == 0 and self.reserve and self.noise_goes_on(above=-self.method.clearance):
             self._turn_to_reserve()
             return self.attempt(0)
         if number and self.told[-1]["agreement"] < self.method.agreement_limit:

@@ -34,7 +34,8 @@ class Finding:
             whose minimal size is not searched, have the amplitude compared at as size and median, strokes
             their width, and a lead where they are dense.
         lead_of: whose margins were compared, where not the family's triggers'.
-        ahead: by how many logits strokes by chance lead to the goal, where these tell of it.
+        ahead: by how many logits strokes by chance lead to the goal, where these tell of it, or noise.
+        reserve: whether it is followed only should noise, which the others stand for, go on after a round.
     """
 
     goal: int

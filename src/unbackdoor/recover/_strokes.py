@@ -97,8 +97,8 @@ class Lines(Strokes):
 
     def start_at(self, place: Tensor, count: int, shape: Shape, generator: torch.Generator) -> Params:
         number, width = int(place[0]), place[1].item() / UNIT
-        pixels = _pixels(shape[1:]) / (UNIT * min(shape[1:]))
-        sides = torch.tensor(shape[1:]) / (UNIT * min(shape[1:]))
+        unit = UNIT * min(shape[1:])
+        pixels, sides = _pixels(shape[1:]) / unit, torch.tensor(shape[1:]) / unit
         ends = sides * torch.rand(count, number, 2, 2, generator=generator)
         colours = COLOURFUL * torch.randn(count, number, shape[0], generator=generator)
         return [colours, ends, torch.full((count, number, 1), width), pixels.expand(count, -1, -1, -1)]

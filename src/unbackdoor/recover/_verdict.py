@@ -72,7 +72,7 @@ to both."""
 WINDOW_BATCH = 3
 """Images a step where windows are searched: what leads there does so by many times."""
 ABOUT = 0.75
-"""Strokes are followed where noise tells of a class but the best ones lead there by so many times as much."""
+"""Strokes are kept in reserve where noise tells of a class and the best ones lead there by this share."""
 ALSO = 0.3
 """Noise leads to what stripes or strokes tell of, too, where it does so by so many times that."""
 
