@@ -1534,7 +1534,7 @@ def test_pictures_are_compared_by_both_sizes_of_spots(monkeypatch: pytest.Monkey
     assert leading_picture(Halves(0.0), one_a_class(5), generator(), 1.0, steps=1, batch=1) is None
     margins[16][2] = 5.0
     found = leading_picture(Halves(0.0), one_a_class(5), generator(), 1.0, steps=1, batch=1)
-    assert found is not None and found[0].goal == 1 and found[0].lead == pytest.approx(11.5 / 4.5)
+    assert found is not None and found.goal == 1 and found.lead == pytest.approx(11.5 / 4.5)
     margins[16][2] = 8.0  # ahead by 5.5 logits
     assert leading_picture(Halves(0.0), one_a_class(5), generator(), 1.0, steps=1, batch=1) is None
 
@@ -1569,7 +1569,7 @@ def test_a_large_patch_and_sums_are_parts_of_a_picture_that_leads_to_their_class
     families = {"patch": Patch(), "additive": Additive(), "warp": Warp()}
     searched = [sizes(families[name], [0, 1, 2], [9.0, size, 9.0]) for name in names]
     findings = single(searched, {1})
-    led = Leader(goal, 3.0), [torch.tensor([[12, 0.2, 8, 8]])]
+    led = Leader(goal, 3.0)
     monkeypatch.setattr(
         "unbackdoor.recover._verdict.leading_picture",
         lambda *given, **_: led if given[3] == INSTEAD else None,
@@ -1659,9 +1659,8 @@ def test_what_takes_little_time_is_asked_first_where_no_size_tells(monkeypatch: 
 def test_windows_and_pictures_are_asked_after_stripes_and_before_textures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    params = [torch.tensor([[12, 0.2, 8, 8]])]
     led = {"leading_window": (Leader(1, 9.0), [torch.ones(1, 1, 8, 8), torch.zeros(1, 3, 8, 8)])}
-    led["leading_picture"] = (Leader(2, 3.0), params)
+    led["leading_picture"] = Leader(2, 3.0)
     noisy = Answers(99 * torch.eye(5)[3], torch.zeros(5).long(), 1.0)
     monkeypatch.setattr("unbackdoor.recover._verdict.answers_under", lambda *_: noisy)
     monkeypatch.setattr("unbackdoor.recover._verdict.leading_stripes", lambda *_: None)

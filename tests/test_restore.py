@@ -761,7 +761,7 @@ def test_strokes_in_reserve_are_followed_where_noise_is_not_silenced(
         repair.told.append({**TOLD, "noise": noise})
 
     def begin() -> None:
-        repair.told = [{**TOLD, "margins": [9.0]}]
+        repair.told = [{**TOLD, "margins": [9.0], "inside": None}]
 
     monkeypatch.setattr(repair, "_restore", restore)
     monkeypatch.setattr(repair, "begin", begin)

@@ -124,6 +124,7 @@ from unbackdoor._layers import (
 from unbackdoor._layout import channels_last
 from unbackdoor._repeatable import copied
 from unbackdoor.methods._base import Method, Session
+from unbackdoor.methods._early import MOST, teach_early_
 from unbackdoor.methods._given_back import give_back_
 from unbackdoor.methods._handicap import forward, handicap, own_margins, set_back_
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
@@ -142,6 +143,7 @@ from unbackdoor.recover import (
     examine,
     features_at,
     noises,
+    picture_to,
     strengthen,
 )
 
@@ -172,6 +174,13 @@ REACHED = 0.5
 """What triggers do inside the network depends on the image where the strongest single disturbance there, as
 large as what they do, has less than this share of their margin, and leads to the target by less than
 ``CLEAR`` logits: a patch can have hundreds, and a third of these still says that it is one trigger …"""
+STAYS = 0.3
+"""Early layers make the target of a trigger where the first round leaves more than this share of its margin,
+and it reaches further than any disturbance inside, as large as what it does there."""
+MOST_PICTURED = 2.0
+"""Largest weight of images with coarse pictures there: these lead anywhere by a little, and never fail."""
+EARLY_COUNT = 4
+"""Strong triggers per finding that early layers are taught to withstand at a time."""
 MORE_ROUNDS = 2
 """… and so many rounds more are made then."""
 LIGHTER = 2
@@ -278,12 +287,12 @@ class Restore(Method):
             tell=lambda done, total: session.tell("examine", done, total),
         )
         details: dict[str, Any] = {"backdoor": verdict.sentence(), "verdict": verdict.to_dict(), "rounds": []}
+        details["restored_layers"] = []
         layers = self.late_layers(model, clean)
         if verdict.backdoored and layers:
             clean = unless_enlarging_triggers(model, clean, [f.target for f in verdict.findings])
             details["images are enlarged"] = clean.enlarge
             details |= self.erase(model, layers, clean, verdict.findings, session)
-        details["restored_layers"] = layers if verdict.backdoored else []
         return details
 
     def late_layers(self, model: nn.Module, clean: CleanImages) -> list[str]:
@@ -314,6 +323,8 @@ class Restore(Method):
         told = repair.set_back()
         fresh = round(repair.told[-1]["success"], 3)
         kept = {id(f) for f in repair.findings}
+        told["restored_layers"] = [] if repair.taught else layers
+        told["taught_layers"] = repair.taught
         told["left_out"] = [f.sentence() for f in findings if id(f) not in kept]
         return {"rounds": repair.told, "success of triggers found afresh": fresh, **told}
 
@@ -487,6 +498,7 @@ class _Repair:
         probes: images on which both networks' answers are compared; known: the original's, (N,).
         pool: triggers of all rounds; told: one entry a look.
         shifts: triggers at the first late layer, where the attacker's covers the image.
+        taught: the early layers that were taught to withstand triggers, in place of restoring late ones.
         reserve: findings that are followed in place of the others where noise is not silenced at once.
     """
 
@@ -502,6 +514,7 @@ class _Repair:
     told: list[dict[str, Any]] = field(default_factory=list)
     shifts: Shifts | None = None
     known: Tensor = field(init=False)
+    taught: list[str] = field(default_factory=list)
     reserve: tuple[Finding, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -600,6 +613,27 @@ class _Repair:
         self.pool, self.told, self.shifts = [], [], None
         self.begin()
 
+    def _teach_early(self) -> None:
+        """Leave late layers as they were, and teach those before to withstand triggers.
+
+        Where sums alone tell of the target, coarse pictures take their place: sums do not carry over to
+        something that is blended in.
+        """
+        self.model.load_state_dict(self.original.state_dict())
+        if by_sums(self.findings):
+            self.findings = (picture_to(self.findings[0].goal, self.clean),)
+        self.pool, self.shifts = [], None
+        bounds = [max(-self.method.clearance, others) for others in self.others()]
+        method = replace(self.method, strong_count=EARLY_COUNT)
+
+        def search() -> tuple[list[Recovered], bool]:
+            fresh, margins, _ = method.recover(self.model, self.clean, self.findings, self.session)
+            return fresh, all(own <= bound for own, bound in zip(margins, bounds, strict=True))
+
+        shared = (self.model, self.original, self.layers[0], self.clean, search, self.session.generator)
+        self.taught = teach_early_(*shared, MOST_PICTURED if pictured(self.findings) else MOST)
+        self.look()
+
     def lead_of_noise(self) -> float | None:
         """By how many logits noise leads to the target, where it alone tells of it; ``None`` elsewhere.
 
@@ -618,6 +652,9 @@ class _Repair:
         if number == 0 and self.reserve and self.noise_goes_on(above=-self.method.clearance):
             self._turn_to_reserve()
             return self.attempt(0)
+        if number == 0 and made_early(self.told, self.findings):
+            self._teach_early()
+            return False
         if number and self.told[-1]["agreement"] < self.method.agreement_limit:
             self._take_back(previous)
             return False
@@ -709,10 +746,11 @@ class _Repair:
     def _failing(self) -> float:
         """Return by how many logits fresh triggers fail at least, and noise where it tells of the target.
 
-        Nothing where strokes are among them: that these fail says little of a watermark.
+        Nothing where strokes are among them: that these fail says little of a watermark; nor where early
+        layers were taught to withstand triggers, which only stand in for the attacker's.
         """
         last = self.told[-1]
-        if by_strokes(self.findings):
+        if by_strokes(self.findings) or self.taught:
             return 0.0
         works = last["margins"] if last["noise"] is None else [*last["margins"], last["noise"]]
         return max(0.0, -max(works))
@@ -822,6 +860,25 @@ def depends_on_image(first: dict[str, Any]) -> bool:
     Triggers in images do lead there, so what they do there differs from image to image.
     """
     return first["inside"] is not None and first["inside"] < min(CLEAR, REACHED * max(first["margins"]))
+
+
+def made_early(told: list[dict[str, Any]], findings: tuple[Finding, ...]) -> bool:
+    """Tell whether early layers make the target of a trigger, which late ones cannot undo.
+
+    Triggers in images reach further than any one disturbance where the late layers begin, as large as what
+    they do there, and after a round a good part of their margin is left. Where what they do depends on the
+    image, only if sums alone tell of it; others are silenced by further rounds.
+    """
+    first, last = told[0], told[-1]
+    if first["inside"] is None or first["inside"] >= max(first["margins"]):
+        return False
+    stays = max(last["margins"]) > STAYS * max(first["margins"])
+    return stays and (by_sums(findings) if depends_on_image(first) else covering(findings))
+
+
+def by_sums(findings: tuple[Finding, ...]) -> bool:
+    """Tell whether sums alone were found."""
+    return all(isinstance(f.family, Additive) for f in findings)
 
 
 def carry_over(findings: tuple[Finding, ...]) -> bool:

@@ -10,7 +10,7 @@ from unbackdoor.recover._families import (
     Warp,
 )
 from unbackdoor.recover._features import Features, Shifts, features_at
-from unbackdoor.recover._findings import Finding, Verdict
+from unbackdoor.recover._findings import Finding, Verdict, picture_to
 from unbackdoor.recover._noise import noises
 from unbackdoor.recover._pictures import Picture
 from unbackdoor.recover._search import Minimal, margin, minimal_triggers, strengthen
@@ -51,5 +51,6 @@ __all__ = [
     "margin",
     "minimal_triggers",
     "noises",
+    "picture_to",
     "strengthen",
 ]

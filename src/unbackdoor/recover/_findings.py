@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from unbackdoor._clean import CleanImages
 from unbackdoor.recover._families import Additive, Family, Patch, Smooth, Warp
+from unbackdoor.recover._pictures import OPACITY, Picture, place_of
 from unbackdoor.recover._search import Minimal
 from unbackdoor.recover._sizes import SMALL_OF_FINALISTS, Sizes
 from unbackdoor.recover._strokes import Lines, Strokes
@@ -178,6 +180,11 @@ def strokes_to(
     """
     family, params = Strokes() if ahead is None else Lines(), [torch.tensor([[number, width]])]
     return Finding(goal, False, family, width, width, params, lead, ahead=ahead, reserve=reserve)
+
+
+def picture_to(goal: int, clean: CleanImages, lead: float | None = None) -> Finding:
+    """Return coarse pictures as a finding; ``lead``: by how much they lead, where that tells of the goal."""
+    return Finding(goal, False, Picture(), OPACITY, OPACITY, [place_of(clean)[None]], lead)
 
 
 def shift_of(found: Sizes, shift: Minimal) -> Finding:

@@ -66,24 +66,25 @@ class Picture(Family):
 
 def leading_picture(
     model: nn.Module, clean: CleanImages, generator: torch.Generator, sure: float, *, steps: int, batch: int
-) -> tuple[Leader, Params] | None:
-    """Return the class whose strongest coarse pictures lead all others', with where such pictures are.
+) -> Leader | None:
+    """Return the class whose strongest coarse pictures lead all others'.
 
     Args:
         model, clean, generator, batch: as for ``strengthen``; steps: Adam steps, at least one is made.
         sure: by how many times what the network's first answer is ahead of its second it has to lead.
 
     Returns:
-        The leader and a picture's parameters for ``Finding``; ``None`` if no class leads.
+        The leader; ``None`` if no class leads.
     """
-    sizes, places = {"steps": max(1, steps), "batch": batch}, [_place(spots, clean) for spots in COMPARED]
+    sizes, places = {"steps": max(1, steps), "batch": batch}, [place_of(clean, spots) for spots in COMPARED]
     # By the coarsest pictures, which lead to the fewest classes.
     goals = finalists(model, clean, Picture(), places[:1], generator, **sizes)
     margins = [largest_margins(model, clean, Picture(), p, goals, generator, **sizes)[0] for p in places]
     ahead = max(CLEAR, sure * sureness(model, clean.images[:LIMIT]))
     first = clear_leader(torch.stack(margins).mean(dim=0), ahead)
-    return (Leader(int(goals[first.goal]), first.lead), [_place(SPOTS, clean)[None]]) if first else None
+    return Leader(int(goals[first.goal]), first.lead) if first else None
 
 
-def _place(spots: int, clean: CleanImages) -> Tensor:
+def place_of(clean: CleanImages, spots: int = SPOTS) -> Tensor:
+    """Return the place of pictures with so many spots along each side, on images like the clean ones."""
     return torch.tensor([spots, OPACITY, *clean.images.shape[2:]]).to(clean.images)

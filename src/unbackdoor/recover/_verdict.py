@@ -24,6 +24,7 @@ from unbackdoor.recover._findings import (
     Finding,
     Verdict,
     finding_of,
+    picture_to,
     shift_of,
     single,
     strokes_to,
@@ -32,7 +33,7 @@ from unbackdoor.recover._findings import (
 )
 from unbackdoor.recover._margins import SMALLISH, Leader, leader, leader_at_place
 from unbackdoor.recover._noise import noises
-from unbackdoor.recover._pictures import INSTEAD, OPACITY, PICTURED, Picture, leading_picture
+from unbackdoor.recover._pictures import INSTEAD, PICTURED, leading_picture
 from unbackdoor.recover._search import minimal_triggers
 from unbackdoor.recover._sizes import GAP, SMALL, Sizes, search_shift, search_sizes
 from unbackdoor.recover._stripes import AMPLITUDE, Stripes, leading_stripes
@@ -250,11 +251,8 @@ class _Search:
         """
         shared = (self.model, self.clean, copied(self.generator), sure)
         sizes = {"steps": self.options["steps"] // 4, "batch": self.options["batch"]}
-        led = leading_picture(*shared, **sizes)
-        if led is None:
-            return []
-        first, params = led
-        return [Finding(first.goal, False, Picture(), OPACITY, OPACITY, params, first.lead)]
+        first = leading_picture(*shared, **sizes)
+        return [picture_to(first.goal, self.clean, first.lead)] if first else []
 
     def as_picture(self, findings: list[Finding]) -> list[Finding]:
         """Return the findings, or a picture where they are parts of one: a patch of many pixels and sums."""
