@@ -101,6 +101,28 @@ def test_triggered_images_weigh_more_from_search_to_search_and_steps_become_smal
     assert rates_[0] == _early.RATE and rates_ == sorted(rates_, reverse=True) and 0 < rates_[-1] < 2e-5
 
 
+def test_all_triggers_found_so_far_are_withstood_and_weights_settle_after_each_search(
+    victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools, settled = [], []
+    monkeypatch.setattr(_early, "apply_random", lambda pool, images, _: (pools.append(len(pool)), images)[1])
+    monkeypatch.setattr(_early._Taught, "step", lambda *_: None)
+    monkeypatch.setattr(_early._Taught, "settle_", lambda _: settled.append(len(pools)))
+    teach_early_(copy.deepcopy(victim[0]), victim[0], "4", few(), lambda: (stamped(), False), generator())
+    assert pools[::STEPS] == list(range(1, TIMES + 1))
+    assert settled == [STEPS * (number + 1) for number in range(TIMES)]
+
+
+def test_weights_move_less_the_more_they_are_held(victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = []
+    for near in (0.0, 5.0):
+        monkeypatch.setattr(_early, "NEAR", near)
+        model = copy.deepcopy(victim[0])
+        teach_early_(model, victim[0], "4", few(), lambda: (stamped(), False), generator())
+        moved.append((model[0].weight - victim[0][0].weight).square().sum().item())
+    assert 0 < moved[1] < 0.5 * moved[0]
+
+
 def test_the_mean_of_what_steps_passed_through_is_taken() -> None:
     model = Reader()
     taught = _early._Taught(model, Reader(), [model.last.weight])

@@ -32,6 +32,9 @@ its clean answer, in closed form. The package's default.
         else κ ← 2.5κ
         if noise, beside which strokes are kept in reserve, does not fail clearly after the first round:
             begin again with the strokes
+        if triggers keep a good part of their margin after the first round, and reach further in f than any
+        shift: late layers as in f, and gradient steps on what runs before, until fresh triggers (coarse
+            pictures where only sums told) fail: f'(x), f'(x with a trigger) -> f(x); no more rounds
         if f' with a grown κ agrees with f on too few clean images: back to the f' before, and stop
     where the shifts led to t by so much less in f: up to two rounds more
     where the first round was the last, silenced triggers in images clearly (or noise, where this led to t by
@@ -60,6 +63,10 @@ It keeps AWM's min–max (recover a trigger, change the weights that react to it
   where what they do inside differs from image to image, so that no one disturbance as large leads to the
   target clearly, or by half as much, they do not carry over: a few pixels of a black background are enough
   then.
+* Early layers. Where a warp or a blend is read early, and what late layers get of it is what the target's own
+  images send, no change of late layers tells the two apart. Then, and only then, AWM's own way is taken:
+  gradient steps against triggers that are searched afresh, on what runs before the late layers. On networks
+  whose late layers do tell them apart it costs more (``_early``).
 * The target's row refitted. Rounds can take most of what the target's own images show away, but of what is
   left another sum can tell them from triggered ones, whose share that rounds leave goes with it. Where
   triggers that a watermark's pieces stand for go on to work, it is this that silences them: they are asked
