@@ -126,9 +126,12 @@ def test_weights_move_less_the_more_they_are_held(victim, monkeypatch: pytest.Mo
 def test_the_mean_of_what_steps_passed_through_is_taken() -> None:
     model = Reader()
     taught = _early._Taught(model, Reader(), [model.last.weight])
-    taught.passed = [[torch.full((6, 1), value)] for value in (1.0, 2.0, 6.0)]
-    taught.settle_()
-    assert model.last.weight.unique().tolist() == [3.0] and taught.passed == []
+    for mean, values in ((3.0, (1.0, 2.0, 6.0)), (4.0, (5.0, 3.0))):
+        for value in values:
+            model.last.weight.fill_(value)
+            taught._pass()
+        taught.settle_()
+        assert model.last.weight.unique().tolist() == [mean]
 
 
 def test_weights_are_held_near_their_values_by_the_size_of_their_tensor() -> None:
@@ -199,6 +202,16 @@ def test_early_layers_make_the_target_where_late_ones_leave_the_trigger(
     assert made_early(told, tuple(finding(family) for family in families)) is early
 
 
+def test_rounds_go_on_where_nothing_runs_before_the_late_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    repair = repair_of(Reader(), finding(Smooth(), 5))
+    monkeypatch.setattr(_Repair, "look_inside", lambda _: None)
+    monkeypatch.setattr(_Repair, "_teach_early", lambda _: pytest.fail("there is nothing to teach"))
+    entry = {**TOLD, "margins": [6.0], "success": 1.0, "others": [-9.0]}
+    monkeypatch.setattr(repair, "_restore", lambda _: repair.told.append(entry))
+    repair.told = [{**entry, "margins": [9.0], "inside": 6.0}]
+    assert repair.attempt(0) is True and made_early(repair.told, repair.findings)
+
+
 @pytest.mark.parametrize("family", [Additive(), Smooth()], ids=["sums", "smooth"])
 def test_late_layers_stay_where_early_ones_are_taught(
     family: Family, monkeypatch: pytest.MonkeyPatch
@@ -216,6 +229,7 @@ def test_late_layers_stay_where_early_ones_are_taught(
         repair.told.append({**TOLD, "margins": [6.0], "success": 1.0})
 
     monkeypatch.setattr("unbackdoor.methods.restore.teach_early_", teach)
+    monkeypatch.setattr("unbackdoor.methods.restore.run_before", lambda *_: ["first"])
     monkeypatch.setattr(_Repair, "others", lambda _: [-9.0])
     monkeypatch.setattr(_Repair, "look_inside", lambda _: None)
     monkeypatch.setattr(repair, "_restore", restore)

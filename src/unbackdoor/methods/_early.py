@@ -105,7 +105,7 @@ class _Taught:
     def __init__(self, model: nn.Module, original: nn.Module, weights: list[nn.Parameter]):
         self.model, self.original, self.weights = model, original, weights
         self.then = [weight.detach().clone() for weight in weights]
-        self.passed: list[list[Tensor]] = []
+        self.passed, self.count = [torch.zeros_like(weight) for weight in weights], 0
         self.optimizer = torch.optim.Adam(weights, RATE)
 
     def step(self, images: Tensor, triggered: Tensor, against: float, rate: float) -> None:
@@ -120,14 +120,20 @@ class _Taught:
         (loss + NEAR * self._moved()).backward()
         self.optimizer.step()
         self._ask_gradients(False)
-        self.passed.append([weight.detach().clone() for weight in self.weights])
+        self._pass()
+
+    def _pass(self) -> None:
+        self.count += 1
+        for total, weight in zip(self.passed, self.weights, strict=True):
+            total.add_(weight)
 
     @torch.no_grad()
     def settle_(self) -> None:
         """Put the mean of the weights that steps have passed through since this was last done."""
-        for weight, values in zip(self.weights, zip(*self.passed, strict=True), strict=True):
-            weight.copy_(torch.stack(values).mean(dim=0))
-        self.passed = []
+        for total, weight in zip(self.passed, self.weights, strict=True):
+            weight.copy_(total / self.count)
+            total.zero_()
+        self.count = 0
 
     def _moved(self) -> Tensor:
         """Return how far the weights have moved: squares by the mean square of their tensor, summed."""

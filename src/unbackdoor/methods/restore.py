@@ -131,7 +131,7 @@ from unbackdoor._layers import (
 from unbackdoor._layout import channels_last
 from unbackdoor._repeatable import copied
 from unbackdoor.methods._base import Method, Session
-from unbackdoor.methods._early import MOST, teach_early_
+from unbackdoor.methods._early import MOST, run_before, teach_early_
 from unbackdoor.methods._given_back import give_back_
 from unbackdoor.methods._handicap import forward, handicap, own_margins, set_back_
 from unbackdoor.methods._varied import unless_enlarging_triggers, varied
@@ -181,15 +181,15 @@ REACHED = 0.5
 """What triggers do inside the network depends on the image where the strongest single disturbance there, as
 large as what they do, has less than this share of their margin, and leads to the target by less than
 ``CLEAR`` logits: a patch can have hundreds, and a third of these still says that it is one trigger …"""
+MORE_ROUNDS = 2
+"""… and so many rounds more are made then."""
 STAYS = 0.3
 """Early layers make the target of a trigger where the first round leaves more than this share of its margin,
 and it reaches further than any disturbance inside, as large as what it does there."""
 MOST_PICTURED = 2.0
-"""Largest weight of images with coarse pictures there: these lead anywhere by a little, and never fail."""
+"""Largest weight of images with coarse pictures there: these lead anywhere by a little, and hardly fail."""
 EARLY_COUNT = 4
 """Strong triggers per finding that early layers are taught to withstand at a time."""
-MORE_ROUNDS = 2
-"""… and so many rounds more are made then."""
 LIGHTER = 2
 """So many times is the first round's weight made smaller, where it silences a trigger at a high price …"""
 STILL_SILENT = -1.0
@@ -620,6 +620,11 @@ class _Repair:
         self.pool, self.told, self.shifts = [], [], None
         self.begin()
 
+    def _made_early(self) -> bool:
+        """Tell whether early layers make the target of a trigger, and there are such."""
+        before = (self.model, self.layers[0], self.clean.images)
+        return made_early(self.told, self.findings) and bool(run_before(*before))
+
     def _teach_early(self) -> None:
         """Leave late layers as they were, and teach those before to withstand triggers.
 
@@ -659,7 +664,7 @@ class _Repair:
         if number == 0 and self.reserve and self.noise_goes_on(above=-self.method.clearance):
             self._turn_to_reserve()
             return self.attempt(0)
-        if number == 0 and made_early(self.told, self.findings):
+        if number == 0 and self._made_early():
             self._teach_early()
             return False
         if number and self.told[-1]["agreement"] < self.method.agreement_limit:
