@@ -28,11 +28,17 @@ def restorable_layers(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
     forward pass. Others (grouped and depthwise convolutions, 1-D and 3-D ones, attention's packed
     projections) are left alone.
     """
+    calls = calls_of(model, images, _is_row_map)
+    return {name: model.get_submodule(name) for name in calls if calls.count(name) == 1}
+
+
+def calls_of(model: nn.Module, images: Tensor, watched: Callable[[nn.Module], bool]) -> list[str]:
+    """Return the names of ``watched`` modules as a forward pass begins them, once a call; on one image."""
     calls: list[str] = []
     handles = [
-        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+        module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
         for name, module in model.named_modules()
-        if _is_row_map(module)
+        if watched(module)
     ]
     try:
         with torch.no_grad():
@@ -40,7 +46,7 @@ def restorable_layers(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
     finally:
         for handle in handles:
             handle.remove()
-    return {name: model.get_submodule(name) for name in calls if calls.count(name) == 1}
+    return calls
 
 
 def augmented_weight(layer: nn.Module) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._clean import CleanImages
+from unbackdoor._layers import calls_of
 from unbackdoor.methods._varied import varied
 from unbackdoor.recover import Recovered, apply_random
 
@@ -84,18 +85,10 @@ def teach_early_(
 
 def run_before(model: nn.Module, layer: str, images: Tensor) -> list[str]:
     """Return the names of the modules with weights of their own that run before ``layer``, in that order."""
-    calls: list[str] = []
-    handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
-        for name, module in model.named_modules()
-        if name == layer or next(module.parameters(recurse=False), None) is not None
-    ]
-    try:
-        with torch.no_grad():
-            model(images[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
+    last = model.get_submodule(layer)
+    calls = calls_of(
+        model, images, lambda m: m is last or next(m.parameters(recurse=False), None) is not None
+    )
     return list(dict.fromkeys(calls[: calls.index(layer)]))
 
 
