@@ -109,9 +109,9 @@ class _Taught:
         self._ask_gradients(True)
         plain, strong = self.model(torch.cat([images, triggered])).chunk(2)
         loss = (plain - known).square().mean() + against * (strong - known).square().mean()
-        self.optimizer.zero_grad(set_to_none=True)
         (loss + NEAR * self._moved()).backward()
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self._ask_gradients(False)
         self._pass()
 

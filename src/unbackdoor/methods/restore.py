@@ -317,7 +317,8 @@ class Restore(Method):
     ) -> dict[str, Any]:
         """Alternate recovery and restoration until fresh triggers fail, and set the target back; tells of it.
 
-        ``rounds`` has one entry a look, ``left_out`` the findings that lead to other classes about as well;
+        ``rounds`` has one entry a look, ``left_out`` the findings that lead to other classes about as well,
+        ``restored_layers`` the late layers, none where those before, ``taught_layers``, were taught instead;
         for the other figures see ``_Repair.set_back``.
         """
         probes = varied(clean, self.num_images, session.generator)
